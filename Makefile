@@ -1,0 +1,54 @@
+# `make run` builds the chat and starts it, `make test` tests it.
+
+CFLAGS ?= -O2
+PREFIX ?= /usr/local
+
+STD    = -std=gnu11
+WARN   = -Wall -Wextra -Wpedantic -Wshadow
+HARDEN = -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong \
+         -fPIE -pie -Wl,-z,relro,-z,now
+
+# What the tests run, and where their own programs are built.
+CHAT  = ./chat
+BUILD = build
+TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c))
+
+# The sanitizer build also shrinks the program's limits, so that the paths
+# on which buffers grow and messages are split run all the time.
+SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+           -fno-sanitize-recover=all
+SHRUNK   =
+
+all: $(CHAT)
+
+# The page is built into the program, so the program depends on it.
+$(CHAT): main.c index.html
+	@mkdir -p $(@D)
+	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) main.c -o $@ $(LDFLAGS)
+
+$(BUILD)/%: test/%.c main.c index.html $(wildcard test/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) $< -o $@ $(LDFLAGS)
+
+run: $(CHAT)
+	$(CHAT) $(ARGS)
+
+test: $(CHAT) $(TESTS)
+	@CHAT=$(CHAT) BUILD=$(BUILD) test/run
+
+sanitize:
+	@$(MAKE) --no-print-directory test CHAT=build/sanitize/chat \
+	    BUILD=build/sanitize CFLAGS="$(SANITIZE) $(SHRUNK)" HARDEN=
+
+static: main.c index.html
+	@command -v musl-gcc >/dev/null || { \
+	    echo "make static: needs musl-gcc (Debian: musl-tools)" >&2; exit 1; }
+	musl-gcc -static $(STD) $(WARN) $(CFLAGS) main.c -o chat $(LDFLAGS)
+
+install: $(CHAT)
+	install -D -m 755 chat $(DESTDIR)$(PREFIX)/bin/chat
+
+clean:
+	rm -rf chat build
+
+.PHONY: all run test sanitize static install clean
