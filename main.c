@@ -110,10 +110,10 @@ static int must(int result, const char *call) {
     return result;
 }
 
-static int64_t clock_ms(clockid_t id) {
+static int64_t clock_us(clockid_t id) {
     struct timespec t;
     clock_gettime(id, &t); /* cannot fail, because both clocks exist */
-    return (int64_t)t.tv_sec * SECOND + t.tv_nsec / 1000000;
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
 static struct text text_of(const char *string) {
@@ -206,7 +206,10 @@ static ssize_t percent_decode(const char *in, size_t n, char *out, bool query) {
         char c = in[i] == '+' && query ? ' ' : in[i];
         if (c == '%') {
             if (!isxdigit((unsigned char)in[i + 1]) ||
-                !isxdigit((unsigned char)in[i + 2])) return -1;
+                !isxdigit((unsigned char)in[i + 2])) {
+                *out = '\0';
+                return -1;
+            }
             c = (char)strtol((char[]){in[i + 1], in[i + 2], 0}, NULL, 16);
             i += 2;
         }
@@ -219,12 +222,12 @@ static ssize_t percent_decode(const char *in, size_t n, char *out, bool query) {
 /* Finds NAME=value in a query string, decoded into `out` (which has room for
  * the whole query). Returns the size, -1 where there is none, -2 if bad. */
 static ssize_t query_get(const char *query, const char *name, char *out) {
-    size_t length = strlen(name);
     while (*query) {
-        size_t n = strcspn(query, "&");
-        if (!strncmp(query, name, length) && query[length] == '=') {
-            ssize_t size = percent_decode(query + length + 1, n - length - 1,
-                                          out, true);
+        size_t n = strcspn(query, "&"), key = strcspn(query, "=&");
+        percent_decode(query, key, out, true);
+        if (!strcmp(out, name)) {
+            key += query[key] == '=';
+            ssize_t size = percent_decode(query + key, n - key, out, true);
             return size < 0 ? -2 : size;
         }
         query += n + (query[n] == '&');
@@ -423,6 +426,7 @@ struct request {
     size_t size;               /* of line and headers */
     int64_t length;            /* of the body */
     int64_t history;           /* messages asked for, -1: not asked */
+    bool old;                  /* HTTP/1.0 */
     bool keep_alive, upgrade, websocket, expects;
 };
 
@@ -451,14 +455,16 @@ static int request_line(struct request *r, char *line) {
         !isdigit((unsigned char)version[5]) || version[6] != '.' ||
         !isdigit((unsigned char)version[7])) return 400;
     if (version[5] != '1') return 505;
-    r->keep_alive = version[7] != '0'; /* the default since HTTP/1.1 */
+    r->old = version[7] == '0';
+    r->keep_alive = !r->old;
     bool absolute = strncasecmp(target, "http://", 7) == 0;
     if (absolute) target += 7 + strcspn(target + 7, "/?"); /* 3.2.2 */
     char *query = strchr(target, '?');
     r->query = query ? query + 1 : "";
     if (query) *query = '\0';
     r->path = absolute && *target == '\0' ? "/" : target;
-    return *r->path == '/' ? 0 : 400;
+    ssize_t size = percent_decode(target, strlen(target), target, false);
+    return *r->path == '/' && size == (ssize_t)strlen(target) ? 0 : 400;
 }
 
 /* Is `word` in a comma-separated list? */
@@ -505,17 +511,17 @@ static int request_parse(const char *bytes, size_t size, struct request *r) {
     r->body = bytes + end;
     memcpy(r->copy, bytes, r->size - 2);
     r->copy[r->size - 2] = '\0';
-    bool old = false;
     for (char *line = r->copy, *next; *line && status == 0; line = next) {
         next = strstr(line, "\r\n") + 2;
         next[-2] = '\0';
         status = line == r->copy ? request_line(r, line)
                                  : request_header(r, line);
-        if (line == r->copy) old = !r->keep_alive;
     }
     if (status != 0) return -status;
     if (r->header[LENGTH]) r->length = parse_number(r->header[LENGTH]);
-    return r->length < 0 || (!r->header[HOST] && !old) ? -400 : end;
+    const char *host = r->header[HOST];
+    bool bad_host = host ? strpbrk(host, " \t/@,") != NULL : !r->old;
+    return r->length < 0 || bad_host ? -400 : end;
 }
 
 /* ---- 6. WebSocket: frames -----------------------------------------------
@@ -692,6 +698,8 @@ struct bus {
     int to_count;
     struct hmac key;
     uint64_t id, sequence, time;
+    uint64_t clock;        /* us since 1970, and after all that we have seen:
+                              no answer is older than its question */
     struct log log;        /* of records: what we posted */
     uint64_t sent;         /* [sent, head) is still to go out */
     struct {
@@ -721,7 +729,7 @@ struct server {
     bool accepting, catching_up, stopping;
     int64_t now, tick_at, accept_at, stop_at; /* since the start */
     struct client **clients; /* by descriptor */
-    size_t clients_size;
+    size_t clients_size, connections;
     struct channel *channels; /* the one used last is first */
     struct client *waiting, *dead;
     struct bus bus;
@@ -1027,7 +1035,7 @@ struct datagram {
 
 /* One message in the stream; the channel's name and the payload follow. */
 struct record {
-    uint64_t sequence, time; /* ms since 1970, by the sender's clock */
+    uint64_t sequence, time; /* of posting: see clock in struct bus */
     uint32_t size;           /* of the payload */
     uint16_t opcode, name_size;
 };
@@ -1130,9 +1138,10 @@ static void bus_post(struct server *s, struct channel *ch, int opcode,
                      struct text message) {
     struct bus *b = &s->bus;
     if (b->fd < 0) return;
-    struct record r = {++b->sequence, (uint64_t)clock_ms(CLOCK_REALTIME),
-                       (uint32_t)message.size, (uint16_t)opcode,
-                       (uint16_t)ch->name_size};
+    uint64_t now = (uint64_t)clock_us(CLOCK_REALTIME);
+    b->clock = now > b->clock ? now : b->clock + 1;
+    struct record r = {++b->sequence, b->clock, (uint32_t)message.size,
+                       (uint16_t)opcode, (uint16_t)ch->name_size};
     log_append(&b->log, &r, sizeof r);
     log_append(&b->log, ch->name, ch->name_size);
     log_append(&b->log, message.at, message.size);
@@ -1237,6 +1246,7 @@ static void peer_deliver(struct server *s, struct peer *p) {
         fprintf(stderr, "chat: lost %llu messages from %016llx\n", lost, id);
     }
     p->sequence = r.sequence + 1;
+    if (r.time > s->bus.clock) s->bus.clock = r.time;
     bool valid = message.size <= s->max_message &&
                  utf8_valid(name.at, name.size) &&
                  (r.opcode != TEXT || utf8_valid(message.at, message.size));
@@ -1699,15 +1709,15 @@ static void answer_send(struct server *s, struct client *c,
     char decoded[HEADER_MAX];
     struct text message = {r->body, (size_t)r->length};
     if (!request_origin(s, c, r)) return;
-    if (strcmp(r->method, "POST") != 0) {
-        ssize_t size = query_get(r->query, "message", decoded);
-        if (size < 0) {
-            respond_text(s, c, r, "400 Bad Request",
-                         size == -1 ? "?message not provided" : "bad %XX");
-            return;
-        }
-        message = (struct text){decoded, (size_t)size};
+    bool post = !strcmp(r->method, "POST");
+    ssize_t size = query_get(r->query, "message", decoded);
+    if (size < 0 && !post) {
+        respond_text(s, c, r, "400 Bad Request",
+                     size == -1 ? "?message not provided" : "bad %XX");
+        return;
     }
+    if (size >= 0 && (!post || r->length == 0))
+        message = (struct text){decoded, (size_t)size};
     if (message.size > s->max_message || !utf8_valid(message.at, message.size)) {
         respond_text(s, c, r, "400 Bad Request", "not UTF-8, or too big");
         return;
@@ -1843,30 +1853,22 @@ static void answer_open_file(struct server *s, struct client *c,
 static void answer_redirect(struct server *s, struct client *c,
                             struct request *r) {
     struct buffer headers = {0};
-    const char *path = r->path + strspn(r->path, "/");
-    buffer_print(&headers, "Location: /%s/\r\n", path);
+    buffer_print(&headers, "Location: /");
+    buffer_escape(&headers, r->path + strspn(r->path, "/"), "/.-_~", "%%%02X");
+    buffer_print(&headers, "/%s%s\r\n", *r->query ? "?" : "", r->query);
     if (headers.failed) client_kill(s, c);
     else respond(s, c, r, (struct response){"301 Moved Permanently", PLAIN,
-                                            headers.bytes, text_of(path)});
+                                            headers.bytes, text_of("moved")});
     buffer_clear(&headers);
 }
 
-/* Turns a request's path into one relative to DIR, decoded once. False for
- * NUL bytes and for names that begin with a dot ("..", hidden files). */
-static bool path_resolve(const char *path, char *out) {
-    ssize_t size = percent_decode(path, strlen(path), out, false);
-    if (size < 0 || strlen(out) != (size_t)size || strstr(out, "/."))
-        return false;
-    memmove(out, out + strspn(out, "/"), strlen(out + strspn(out, "/")) + 1);
-    if (!*out) strcpy(out, ".");
-    return true;
-}
-
+/* A name that begins with a dot (".." or hidden) is not there. */
 static void answer_file(struct server *s, struct client *c, struct request *r) {
-    char path[HEADER_MAX];
+    const char *path = r->path + strspn(r->path, "/");
     struct stat status = {0};
     errno = ENOENT;
-    int fd = path_resolve(r->path, path) ? open_beneath(s->dir, path) : -1;
+    int fd = strstr(r->path, "/.") ? -1
+                                   : open_beneath(s->dir, *path ? path : ".");
     bool full = fd < 0 && (errno == EMFILE || errno == ENFILE);
     if (fd >= 0) fstat(fd, &status);
     if (S_ISDIR(status.st_mode) && r->path[strlen(r->path) - 1] != '/') {
@@ -1881,7 +1883,7 @@ static void answer_file(struct server *s, struct client *c, struct request *r) {
         close(dir);
         if (fd < 0) return;
         fstat(fd, &status);
-        strcpy(path, "index.html");
+        path = "index.html";
     }
     if (S_ISREG(status.st_mode)) {
         c->file = fd;
@@ -1949,6 +1951,7 @@ static void websocket_begin(struct server *s, struct client *c,
         websocket_send(s, c, TEXT, text_of(text));
     }
     c->websocket = true;
+    s->counters[CLIENTS]++;
     c->deadline = s->now + PING_TIME;
     channel_join(s, ch, c, offset);
 }
@@ -1964,7 +1967,7 @@ static void websocket_open(struct server *s, struct client *c,
             "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n",
             text_of("this server speaks version 13")});
     } else if (!r->upgrade || !key_valid(r->header[WS_KEY]) ||
-               !r->header[HOST] || (asked && r->history < 0)) {
+               r->old || (asked && r->history < 0)) {
         respond_text(s, c, r, "400 Bad Request", "not a WebSocket handshake");
     } else if (request_origin(s, c, r)) {
         struct channel *ch = request_channel(s, c, r);
@@ -1976,7 +1979,8 @@ static void websocket_open(struct server *s, struct client *c,
 static void websocket_close(struct server *s, struct client *c, int code) {
     uint8_t payload[2];
     put_number(payload, (uint64_t)code, 2);
-    c->boundary = c->channel->log.head;
+    client_flush(s, c); /* what is queued must not come after the log */
+    if (c->out.size == 0) c->boundary = c->channel->log.head;
     websocket_send(s, c, CLOSE,
                    (struct text){(char *)payload, code == 1005 ? 0 : 2});
     client_finish(s, c);
@@ -2112,7 +2116,7 @@ static bool client_request(struct server *s, struct client *c,
     }
     if (left - r.size < (size_t)r.length) { /* the body is still to come */
         c->deadline = s->now + REQUEST_TIME;
-        if (r.expects && left == r.size)
+        if (r.expects && !r.old && left == r.size)
             buffer_print(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
         return false;
     }
@@ -2162,6 +2166,8 @@ static void client_process(struct server *s, struct client *c) {
         more = more && !client_busy(c);
     }
     if (!c->dead) client_keep(s, c, in);
+    if (!c->websocket && c->in && c->deadline > s->now + REQUEST_TIME)
+        c->deadline = s->now + REQUEST_TIME; /* the next one has begun */
     *s->input = (struct input){.capacity = READ_SIZE};
     client_watch(s, c);
 }
@@ -2185,8 +2191,6 @@ static void client_read(struct server *s, struct client *c) {
     in->size += (size_t)n;
     c->pinged = false;
     if (c->websocket) c->deadline = s->now + PING_TIME;
-    else if (!c->in && c->deadline > s->now + REQUEST_TIME)
-        c->deadline = s->now + REQUEST_TIME; /* kept alive; it begins now */
     client_process(s, c);
 }
 
@@ -2233,11 +2237,11 @@ static void server_add(struct server *s, int fd) {
     c->interest = EPOLLIN;
     c->deadline = s->now + REQUEST_TIME;
     s->clients[fd] = c;
-    s->counters[CLIENTS]++;
+    s->connections++;
 }
 
 static void server_accept(struct server *s) {
-    for (int i = 0; i < 64 && s->counters[CLIENTS] < s->max_clients; i++) {
+    for (int i = 0; i < 64 && s->connections < s->max_clients; i++) {
         int fd = accept4(s->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             server_add(s, fd);
@@ -2252,7 +2256,7 @@ static void server_accept(struct server *s) {
 /* Watches the listener or not: who finds no place waits in its backlog. */
 static void server_watch_listener(struct server *s) {
     bool accept = !s->stopping && !s->catching_up && s->now >= s->accept_at &&
-                  s->counters[CLIENTS] < s->max_clients;
+                  s->connections < s->max_clients;
     struct epoll_event event = {.events = accept ? EPOLLIN : 0,
                                 .data.fd = s->listener};
     if (accept == s->accepting || s->stopping) return;
@@ -2285,8 +2289,9 @@ static void server_reap(struct server *s) {
         if (c->file >= 0) close(c->file);
         buffer_clear(&c->out);
         free(c->in);
+        s->connections--;
+        s->counters[CLIENTS] -= c->websocket;
         free(c);
-        s->counters[CLIENTS]--;
     }
 }
 
@@ -2332,12 +2337,12 @@ static void server_event(struct server *s, const struct epoll_event *event) {
 
 static void server_run(struct server *s) {
     static struct epoll_event events[EVENTS_MAX];
-    int64_t start = clock_ms(CLOCK_MONOTONIC);
+    int64_t start = clock_us(CLOCK_MONOTONIC);
     while (!s->stopping || (s->now < s->stop_at &&
-                            (s->counters[CLIENTS] || !bus_drained(s)))) {
+                            (s->connections || !bus_drained(s)))) {
         int timeout = server_round_end(s);
         int n = epoll_wait(s->epoll, events, EVENTS_MAX, timeout);
-        s->now = clock_ms(CLOCK_MONOTONIC) - start;
+        s->now = (clock_us(CLOCK_MONOTONIC) - start) / 1000;
         for (int i = 0; i < n; i++) server_event(s, &events[i]);
     }
 }
@@ -2395,25 +2400,27 @@ static void option_error(const char *option, const char *why) {
     exit(2);
 }
 
-/* The value of an option as a number from low to high, K or M behind it;
+static const char *option_name(int letter) {
+    int i = 0;
+    while (option_table[i].option.val != letter) i++;
+    return option_table[i].option.name;
+}
+
+/* The value of an option as a number from low to high; sizes take K and M;
  * 0 if it was not given. */
 static size_t option_number(struct server *s, int letter, int64_t low,
                             int64_t high) {
     const char *value = s->option[letter];
-    char digits[20], option[32];
+    char digits[20];
     int64_t unit = 1;
     if (!value) return 0;
     size_t n = strlen(value);
-    if (n > 0 && strchr("KM", value[n - 1]))
+    if (n > 0 && strchr("mH", letter) && strchr("KM", value[n - 1]))
         unit = value[--n] == 'K' ? KIB : MIB;
     snprintf(digits, sizeof digits, "%.*s", (int)n, value);
     int64_t number = n < sizeof digits ? parse_number(digits) : -1;
-    for (int i = 0; i < OPTIONS; i++)
-        if (option_table[i].option.val == letter)
-            snprintf(option, sizeof option, "--%s",
-                     option_table[i].option.name);
     if (number < 0 || number > high / unit || number * unit < low)
-        option_error(option, "bad value");
+        option_error(option_name(letter), "bad value");
     return (size_t)(number * unit);
 }
 
@@ -2428,7 +2435,7 @@ static void option_bus(const char *value) {
         int64_t port = colon ? parse_number(colon + 1) : -1;
         good = colon != host && port >= 1 && port <= 65535;
     }
-    if (!good) option_error("--bus", "bad value");
+    if (!good) option_error("bus", "bad value");
 }
 
 static void options_parse(struct server *s, int argc, char **argv) {
@@ -2442,9 +2449,10 @@ static void options_parse(struct server *s, int argc, char **argv) {
         if (c == '?' || c == ':')
             option_error(argv[optind - 1], c == '?' ? "no such option"
                                                     : "needs a value");
+        if (optarg && !*optarg) option_error(option_name(c), "empty value");
         if (c > 0) s->option[c] = optarg ? optarg : "";
         if (c == 'o' && s->origin_count == 16)
-            option_error("--origin", "too many");
+            option_error("origin", "too many");
         if (c == 'o') s->origins[s->origin_count++] = optarg;
     }
     if (s->option['h']) usage();
