@@ -1154,7 +1154,8 @@ static void bus_flush(struct server *s) {
     uint64_t from = b->sent, limit = b->log.head;
     if (b->fd < 0) return;
     for (struct peer *p = b->peers; p; p = p->next) {
-        uint64_t end = (p->acked / BLOCK + WINDOW_BLOCKS) * BLOCK;
+        uint64_t acked = p->acked > b->log.tail ? p->acked : b->log.tail;
+        uint64_t end = (acked / BLOCK + WINDOW_BLOCKS) * BLOCK;
         if (p->alive && s->now - p->heard < BEAT_LAST * 3 / 2 && end < limit)
             limit = end;
     }
@@ -1524,7 +1525,7 @@ static void bus_open(struct server *s) {
         setsockopt(b->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
     if (group) bus_join_group(s, interface);
     else bus_bind_peer(b);
-    must(log_open(&b->log, 4 * (s->history > MIB ? s->history : MIB)) - 1,
+    must(log_open(&b->log, s->history > 4 * MIB ? s->history : 4 * MIB) - 1,
          "bus: mmap");
     must((int)getrandom(&b->id, sizeof b->id, 0), "bus: getrandom");
     srandom((unsigned)b->id);
@@ -2284,6 +2285,9 @@ static void server_reap(struct server *s) {
         struct client *c = s->dead;
         s->dead = c->next_dead;
         channel_remove(c);
+        struct client **link = &s->waiting;
+        while (c->waiting && *link != c) link = &(*link)->next_waiting;
+        if (c->waiting) *link = c->next_waiting;
         s->clients[c->fd] = NULL;
         close(c->fd);
         if (c->file >= 0) close(c->file);
