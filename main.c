@@ -423,6 +423,8 @@ struct request {
     const char *method, *path, *query, *header[HEADERS]; /* NULL: not there */
     struct text line;          /* as it came, for the log */
     const char *body;
+    char name[HEADER_MAX];     /* of the channel, decoded */
+    struct text channel;
     size_t size;               /* of line and headers */
     int64_t length;            /* of the body */
     int64_t history;           /* messages asked for, -1: not asked */
@@ -462,6 +464,10 @@ static int request_line(struct request *r, char *line) {
     char *query = strchr(target, '?');
     r->query = query ? query + 1 : "";
     if (query) *query = '\0';
+    ssize_t n = query_get(r->query, "channel", r->name);
+    r->channel = (struct text){r->name, n > 0 ? (size_t)n : 0};
+    if (n < -1 || n > CHANNEL_NAME_MAX || !utf8_valid(r->name, r->channel.size))
+        return 400;
     r->path = absolute && *target == '\0' ? "/" : target;
     ssize_t size = percent_decode(target, strlen(target), target, false);
     return *r->path == '/' && size == (ssize_t)strlen(target) ? 0 : 400;
@@ -855,18 +861,6 @@ static void client_wait(struct server *s, struct client *c) {
  * without clients are kept for their history, until there are too many: then
  * the one that was not used for longest goes.
  */
-static struct channel *channel_make(struct server *s, struct text name) {
-    struct channel *ch = calloc(1, sizeof *ch);
-    if (ch == NULL || !log_open(&ch->log, s->history)) {
-        free(ch);
-        return NULL;
-    }
-    memcpy(ch->name, name.at, name.size);
-    ch->name_size = name.size;
-    s->counters[CHANNELS]++;
-    return ch;
-}
-
 static void channel_free(struct server *s, struct channel **link) {
     struct channel *ch = *link;
     *link = ch->next;
@@ -875,23 +869,39 @@ static void channel_free(struct server *s, struct channel **link) {
     s->counters[CHANNELS]--;
 }
 
-static bool channel_is(const struct channel *ch, struct text name) {
-    return ch->name_size == name.size && !memcmp(ch->name, name.at, name.size);
+/* Finds a channel, and puts it in front. NULL: there is none. */
+static struct channel *channel_find(struct server *s, struct text name) {
+    struct channel **link = &s->channels, *ch;
+    for (ch = *link; ch; link = &ch->next, ch = *link)
+        if (ch->name_size == name.size &&
+            !memcmp(ch->name, name.at, name.size)) {
+            *link = ch->next;
+            ch->next = s->channels;
+            s->channels = ch;
+            return ch;
+        }
+    return NULL;
 }
 
-/* Finds or makes a channel. NULL: no room, every one has clients. */
-static struct channel *channel_find(struct server *s, struct text name) {
-    struct channel **at = &s->channels, **idle = NULL, *ch;
-    for (; *at && !channel_is(*at, name); at = &(*at)->next)
+/* Finds or makes a channel. NULL: no memory, or every one has clients. */
+static struct channel *channel_get(struct server *s, struct text name) {
+    struct channel *ch = channel_find(s, name), **idle = NULL;
+    if (ch) return ch;
+    for (struct channel **at = &s->channels; *at; at = &(*at)->next)
         if (!(*at)->clients && !(*at)->dirty) idle = at;
-    ch = *at;
-    if (ch) *at = ch->next;
     bool full = s->counters[CHANNELS] >= CHANNELS_MAX;
-    if (!ch && full && idle) channel_free(s, idle);
-    if (!ch && (!full || idle)) ch = channel_make(s, name);
-    if (!ch) return NULL;
+    if (full && idle) channel_free(s, idle);
+    else if (full) return NULL;
+    ch = calloc(1, sizeof *ch);
+    if (!ch || !log_open(&ch->log, s->history)) {
+        free(ch);
+        return NULL;
+    }
+    memcpy(ch->name, name.at, name.size);
+    ch->name_size = name.size;
     ch->next = s->channels;
     s->channels = ch;
+    s->counters[CHANNELS]++;
     return ch;
 }
 
@@ -1251,7 +1261,7 @@ static void peer_deliver(struct server *s, struct peer *p) {
     bool valid = message.size <= s->max_message &&
                  utf8_valid(name.at, name.size) &&
                  (r.opcode != TEXT || utf8_valid(message.at, message.size));
-    struct channel *ch = valid ? channel_find(s, name) : NULL;
+    struct channel *ch = valid ? channel_get(s, name) : NULL;
     if (!valid) bus_error(s, "a message too big or not UTF-8");
     if (ch && channel_room(s, ch, message.size, true)) /* true by `force` */
         channel_append(s, ch, r.opcode, message);
@@ -1670,25 +1680,6 @@ static void respond_buffer(struct server *s, struct client *c,
     buffer_clear(b);
 }
 
-/* Finds the channel that a request names: without a name, the empty one.
- * NULL: it has been answered that this cannot be. */
-static struct channel *request_channel(struct server *s, struct client *c,
-                                       struct request *r) {
-    char name[HEADER_MAX];
-    ssize_t size = query_get(r->query, "channel", name);
-    if (size == -1) size = 0;
-    if (size < 0 || size > CHANNEL_NAME_MAX ||
-        !utf8_valid(name, (size_t)size)) {
-        respond_text(s, c, r, "400 Bad Request",
-                     "?channel must be UTF-8, 64 bytes at most");
-        return NULL;
-    }
-    struct channel *ch = channel_find(s, (struct text){name, (size_t)size});
-    if (!ch)
-        respond_text(s, c, r, "503 Service Unavailable", "too many channels");
-    return ch;
-}
-
 /* May a page from there talk to us? Its host must be ours, or allowed. If
  * not, it has been answered so. */
 static bool request_origin(struct server *s, struct client *c,
@@ -1723,9 +1714,10 @@ static void answer_send(struct server *s, struct client *c,
         respond_text(s, c, r, "400 Bad Request", "not UTF-8, or too big");
         return;
     }
-    struct channel *ch = request_channel(s, c, r);
-    if (!ch) return;
-    if (strcmp(r->method, "HEAD") && !server_post(s, ch, TEXT, message))
+    struct channel *ch = channel_get(s, r->channel);
+    if (!ch)
+        respond_text(s, c, r, "503 Service Unavailable", "too many channels");
+    else if (strcmp(r->method, "HEAD") && !server_post(s, ch, TEXT, message))
         client_wait(s, c);
     else
         respond_text(s, c, r, "200 OK", "message sent");
@@ -1735,10 +1727,9 @@ static void answer_messages(struct server *s, struct client *c,
                             struct request *r) {
     struct buffer b = {0};
     struct text payload;
-    struct channel *ch = request_channel(s, c, r);
-    if (!ch) return;
+    struct channel *ch = channel_find(s, r->channel);
     buffer_add(&b, "[", 1);
-    for (uint64_t at = ch->log.tail; at < ch->log.head;) {
+    for (uint64_t at = ch ? ch->log.tail : 0; ch && at < ch->log.head;) {
         const uint8_t *frame = log_at(&ch->log, at);
         if (at > ch->log.tail) buffer_add(&b, ",", 1);
         at += frame_read(frame, &payload);
@@ -1971,8 +1962,9 @@ static void websocket_open(struct server *s, struct client *c,
                r->old || (asked && r->history < 0)) {
         respond_text(s, c, r, "400 Bad Request", "not a WebSocket handshake");
     } else if (request_origin(s, c, r)) {
-        struct channel *ch = request_channel(s, c, r);
+        struct channel *ch = channel_get(s, r->channel);
         if (ch) websocket_begin(s, c, r, ch);
+        else respond_text(s, c, r, "503 Service Unavailable", "too busy");
     }
 }
 
@@ -2325,6 +2317,7 @@ static int server_round_end(struct server *s) {
     server_watch_listener(s);
     fflush(stdout);
     if (s->tick_at < next) next = s->tick_at;
+    if (s->stopping && s->stop_at < next) next = s->stop_at;
     if (s->waiting && s->now + 100 < next) next = s->now + 100; /* a lap ends */
     return next < s->now ? 0 : (int)(next - s->now);
 }
@@ -2342,9 +2335,10 @@ static void server_event(struct server *s, const struct epoll_event *event) {
 static void server_run(struct server *s) {
     static struct epoll_event events[EVENTS_MAX];
     int64_t start = clock_us(CLOCK_MONOTONIC);
-    while (!s->stopping || (s->now < s->stop_at &&
-                            (s->connections || !bus_drained(s)))) {
+    for (;;) {
         int timeout = server_round_end(s);
+        bool done = !s->connections && bus_drained(s);
+        if (s->stopping && (done || s->now >= s->stop_at)) return;
         int n = epoll_wait(s->epoll, events, EVENTS_MAX, timeout);
         s->now = (clock_us(CLOCK_MONOTONIC) - start) / 1000;
         for (int i = 0; i < n; i++) server_event(s, &events[i]);
