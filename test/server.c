@@ -2583,7 +2583,7 @@ static void start_failure_test(void) {
 static void signal_test(int number, bool stuck) {
     struct server s = { 0 };
     struct peer *p[20], *idle, *half = NULL, *busy = NULL, *file = NULL;
-    double began, limit = stuck ? 5.5 : 2;
+    double began, limit = stuck ? 5 : 2;
     struct frame f = { 0 };
     int status;
 

@@ -1,0 +1,809 @@
+#!/usr/bin/env node
+// The page in a real browser, against two real instances of the program in
+// $CHAT on a bus of their own. Prints a line for each case.
+'use strict'
+const fs = require('fs'), net = require('net'), http = require('http')
+const dgram = require('dgram'), path = require('path')
+const assert = require('assert/strict')
+const { spawn } = require('child_process')
+
+const CHROMIUM = '/usr/bin/chromium'
+const CHAT = path.resolve(__dirname, '..', process.env.CHAT || './chat')
+const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic',
+  '--no-first-run', '--disable-background-networking',
+  '--disable-component-update', '--disable-sync', '--disable-smooth-scrolling']
+const DEADLINE = 15000              // for anything that is waited for, ms
+
+function skip(reason) {
+  console.log(`skipped: page: ${reason}`)
+  process.exit(0)
+}
+
+function need(name) {
+  try { return require(name) } catch { skip(`${name} is not installed`) }
+}
+
+const { chromium } = need('playwright-core')
+const WebSocket = need('ws')
+if (!fs.existsSync(CHROMIUM)) skip(`${CHROMIUM} is not there`)
+
+let failed = 0
+
+async function test(name, run) {
+  try {
+    await run()
+    console.log(`ok - page: ${name}`)
+  } catch (error) {
+    failed++
+    const detail = String(error.message).replace(/\u001b\[\d+m/g, '')
+    console.log(`FAILED - page: ${name}: ` +
+      detail.split('\n').filter(line => line.trim()).join(' | ').slice(0, 1500))
+  }
+}
+
+// Rejects when `promise` takes too long; says what was waited for.
+function within(promise, what, ms = DEADLINE) {
+  let timer
+  const late = new Promise((_, no) => {
+    timer = setTimeout(() => no(new Error(`waited too long for ${what}`)), ms)
+  })
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
+}
+
+// ---- The servers.
+
+function free_udp_port() {
+  return new Promise(done => {
+    const socket = dgram.createSocket('udp4').bind(0, () => {
+      const { port } = socket.address()
+      socket.close(() => done(port))
+    })
+  })
+}
+
+const started = []
+const EXPECTED = /^chat: (listening on |peer [0-9a-f]{16} (joined|left))/
+
+// Starts an instance; resolves when it listens.
+async function start(bus, port = 0) {
+  const child = spawn(CHAT, ['-q', '-p', String(port), '-b', bus],
+    { stdio: ['ignore', 'ignore', 'pipe'] })
+  const server = { child, bus, errors: '' }
+  server.ended = new Promise(done => {
+    child.on('error', error => done(`cannot start: ${error.message}`))
+    child.on('exit', (code, signal) => done(signal || code))
+  })
+  started.push(server)
+  const listening = new Promise((yes, no) => {
+    child.stderr.on('data', data => {
+      server.errors += data
+      const found = /listening on http:\/\/localhost:(\d+)\//.exec(server.errors)
+      if (found) yes(Number(found[1]))
+    })
+    server.ended.then(how => no(new Error(`${CHAT} ended: ${how} ` +
+      server.errors)))
+  })
+  server.port = await within(listening, 'the server to listen')
+  server.url = `http://localhost:${server.port}/`
+  return server
+}
+
+async function stop(server, signal) {
+  server.child.kill(signal)
+  return within(server.ended, `the end of the server after ${signal}`)
+}
+
+// Sends a message without a browser.
+async function post(server, channel, message) {
+  const answer = await fetch(
+    `${server.url}send?channel=${encodeURIComponent(channel)}`,
+    { method: 'POST', body: message, signal: AbortSignal.timeout(DEADLINE) })
+  assert.equal(answer.status, 200, '/send')
+}
+
+async function ws_open(server, channel) {
+  const ws = new WebSocket(
+    `ws://localhost:${server.port}/?channel=${encodeURIComponent(channel)}`)
+  await within(new Promise((yes, no) => ws.on('open', yes).on('error', no)),
+    'a WebSocket')
+  return ws
+}
+
+// A proxy that serves the server beneath /chat/, and whose WebSockets fail as
+// told: `down` refuses new ones, `deaf` swallows what the page sends, `mute`
+// what the server answers. cut() ends those there are.
+async function start_proxy(server) {
+  const sockets = new Set()
+  const proxy = { down: false, deaf: false, mute: false, opened: 0 }
+  const keep = socket => sockets.add(socket.on('error', () => {}))
+  const inner = url => url.replace(/^\/chat\//, '/')
+  proxy.cut = () => {
+    for (const socket of sockets) socket.destroy()
+    sockets.clear()
+  }
+  const inside_path = request => request.url.startsWith('/chat/')
+  const listener = http.createServer((request, response) => {
+    if (!inside_path(request)) return response.writeHead(404).end()
+    request.pipe(http.request({ port: server.port, method: request.method,
+      path: inner(request.url), headers: request.headers }, answer => {
+      response.writeHead(answer.statusCode, answer.headers)
+      answer.pipe(response)
+    }))
+  })
+  listener.on('upgrade', (request, client) => {
+    if (proxy.down || !inside_path(request)) return client.destroy()
+    proxy.opened++
+    const inside = net.connect(server.port, 'localhost')
+    keep(client).add(inside)
+    keep(inside)
+    let head = `GET ${inner(request.url)} HTTP/1.1\r\n`
+    for (let i = 0; i < request.rawHeaders.length; i += 2)
+      head += `${request.rawHeaders[i]}: ${request.rawHeaders[i + 1]}\r\n`
+    inside.write(head + '\r\n')
+    client.on('data', data => proxy.deaf || inside.write(data))
+    inside.on('data', data => proxy.mute || client.write(data))
+    client.on('close', () => inside.destroy())
+    inside.on('close', () => client.destroy())
+  })
+  await new Promise(done => listener.listen(0, 'localhost', done))
+  proxy.url = `http://localhost:${listener.address().port}/chat/`
+  proxy.close = () => { proxy.cut(); listener.close() }
+  return proxy
+}
+
+// ---- The browser.
+
+let browser
+const complaints = []               // of any page: must stay empty
+
+async function open(url, options = {}) {
+  const context = await browser.newContext(
+    { viewport: { width: 900, height: 600 }, ...options })
+  const page = await context.newPage()
+  const complain = words => complaints.push(`${url}: ${words}`)
+  page.setDefaultTimeout(DEADLINE)
+  page.on('console', message => {
+    // A server that is down is what some cases are about.
+    if (!/^WebSocket connection to .* failed/.test(message.text()))
+      complain(`${message.type()}: ${message.text()}`)
+  })
+  page.on('pageerror', error => complain(error.message))
+  page.on('dialog', dialog => {
+    if (!page.leaving) complain(`dialog: ${dialog.type()}`)
+    dialog.accept()
+  })
+  page.on('request', request => {
+    if (!/^data:/.test(request.url()) && request.url() !== page.expected)
+      complain(`requested ${request.url()}`)
+  })
+  page.on('websocket', ws => {
+    if (new URL(ws.url()).host !== new URL(url).host)
+      complain(`connected to ${ws.url()}`)
+  })
+  await page.addInitScript(() => document.addEventListener(
+    'securitypolicyviolation',
+    event => console.log('policy violated: ' + event.violatedDirective)))
+  page.expected = url.split('#')[0]
+  page.answer = await page.goto(url)
+  await connected(page)
+  return page
+}
+
+const close = page => page.context().close()
+
+const connected = page =>
+  page.waitForFunction(() => /Connected/.test(state.textContent))
+const disconnected = page =>
+  page.waitForFunction(() => /No connection/.test(state.textContent))
+
+// What the log shows, the page's own notes left out or alone.
+const messages = page => page.$$eval('#log p:not(.note)',
+  list => list.map(p => p.textContent))
+const notes = page => page.$$eval('#log .note',
+  list => list.map(p => p.textContent))
+const waiting = page => page.$$eval('#outbox p',
+  list => list.map(p => p.textContent))
+
+async function shows(page, text) {
+  try {
+    await page.waitForFunction(text =>
+      [...document.querySelectorAll('#log p')].some(p => p.textContent === text),
+    text)
+  } catch {
+    throw new Error(`"${text.slice(0, 200)}" did not show; there are: ` +
+      JSON.stringify((await messages(page)).slice(-20)))
+  }
+}
+
+async function type(page, text) {
+  await page.fill('#text', text)
+  await page.press('#text', 'Enter')
+}
+
+// ---- The cases.
+
+async function two_instances(a, b) {
+  const left = await open(a.url), right = await open(b.url)
+  await test('the page is served with a strict policy', async () => {
+    const policy = left.answer.headers()['content-security-policy']
+    assert.match(policy, /default-src 'none'/)
+    assert.match(policy, /connect-src 'self'/)
+    assert.doesNotMatch(policy, /https?:|\*/)
+  })
+  await test('typed on one instance, shown on the other', async () => {
+    await type(left, 'from the left')
+    await shows(right, 'from the left')
+    await shows(left, 'from the left')
+  })
+  await test('and the other way, with a name', async () => {
+    await right.fill('#nick', 'Réné')
+    await type(right, 'from the right')
+    await shows(left, 'Réné: from the right')
+    await shows(right, 'Réné: from the right')
+    assert.deepEqual(await waiting(right), [])
+    assert.equal(await right.inputValue('#text'), '')
+  })
+  await test('markup is shown as text', async () => {
+    const evil = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
+    await type(left, evil)
+    await left.fill('#nick', '<b>me</b>')
+    await type(left, evil)
+    await shows(right, evil)
+    await shows(right, `<b>me</b>: ${evil}`)
+    assert.equal(await right.$$eval('main img, main script, main p p',
+      list => list.length), 0)
+  })
+  await test('emoji, right-to-left, spaces and odd texts', async () => {
+    const texts = ['👩‍👩‍👧‍👦 🎉', 'שלום עולם', '  a  b ', ': ', 'a: b: c', 'http://x: y']
+    await left.fill('#nick', '')
+    for (const text of texts) await type(left, text)
+    for (const text of texts) await shows(right, text)
+    assert.equal(await right.evaluate(() => getComputedStyle(
+      [...document.querySelectorAll('#log p')]
+        .find(p => p.textContent === 'שלום עולם')).direction), 'rtl')
+  })
+  await test('a binary message', async () => {
+    const ws = await ws_open(b, '')
+    ws.send(Buffer.from([0, 255, 128, 7, 9]))
+    await shows(left, '[binary, 5 bytes]')
+    ws.terminate()
+  })
+  await test('the history is there on load', async () => {
+    const late = await open(a.url)
+    await late.waitForFunction(n => document.querySelectorAll('#log p').length
+      >= n, (await messages(left)).length)
+    assert.deepEqual(await messages(late), await messages(left))
+    assert.deepEqual(await notes(late), [])
+    await close(late)
+  })
+  await test('channels are separate', async () => {
+    const earth = await open(`${a.url}?channel=earth%20%26+moon`)
+    const there = await open(`${b.url}?channel=earth%20%26%20moon`)
+    assert.equal(await earth.inputValue('#channel'), 'earth & moon')
+    assert.match(await earth.title(), /earth & moon/)
+    await type(earth, 'only on earth')
+    await type(left, 'only outside')
+    await shows(there, 'only on earth')
+    await shows(right, 'only outside')
+    assert.deepEqual(await messages(there), ['only on earth'])
+    assert.ok(!(await messages(right)).includes('only on earth'))
+    await Promise.all([close(earth), close(there)])
+  })
+  await Promise.all([close(left), close(right)])
+}
+
+// What the page makes of a history. Each letter is a message.
+async function overlap(a) {
+  const page = await open(`${a.url}?channel=overlap`)
+  const long = 'abcdefghijklmnopqrstuvwxyz'
+  const table = [
+    ['nothing shown yet', '', 'abc', 'abc'],
+    ['an empty history', 'abc', '', ''],
+    ['nothing new', 'abc', 'abc', ''],
+    ['one new', 'abc', 'bcd', 'd'],
+    ['the same text again', 'hh', 'hhh', 'h'],
+    ['the same text twice', 'abh', 'abhhh', 'hh'],
+    ['a text from long ago', 'H' + long, long + 'H', 'H'],
+    ['a restarted server, empty before', 'abc', 'xyz', 'xyz'],
+    ['a restarted server that knows others', 'AbCdEf', 'bdfg', 'g'],
+    ['one that knows the first alone', 'xaby', 'xz', 'z'],
+    ['new ones, one as an old one', long, 'Xc', 'Xc'],
+    ['two swapped', 'abcde', 'abced', ''],
+    ['two swapped, one new', 'abcde', 'abcedf', 'f'],
+    ['two swapped at the start', 'abcd', 'bacdz', 'z'],
+    ['three turned round', 'abcde', 'acebdf', 'f'],
+    ['one that was late', 'abcde', 'abxcde', 'x'],
+    ['older ones that were never shown', 'defg', 'abdefgh', 'abh']]
+  for (const [name, shown, history, want] of table)
+    await test(`overlap: ${name}`, async () => {
+      const got = await page.evaluate(([shown, history]) =>
+        unseen([...shown], [...history]).join(''),
+      [shown, history])
+      assert.equal(got, want)
+    })
+  await test('overlap: 1000 messages in less than a second', async () => {
+    const [left, ms] = await page.evaluate(() => {
+      const text = (_, i) => 'message ' + i, before = performance.now()
+      const all = Array.from({ length: 1600 }, text)
+      const left = unseen(all.slice(0, 1000), all.slice(600))
+      return [left.length, performance.now() - before]
+    })
+    assert.equal(left, 600)
+    assert.ok(ms < 1000, `${ms} ms`)
+  })
+  await close(page)
+}
+
+// An instance is restarted while messages flow through the other one.
+async function restart(servers, signal) {
+  const { a, b } = servers
+  const channel = `restart ${signal}`
+  const query = `?channel=${encodeURIComponent(channel)}`
+  const left = await open(a.url + query), right = await open(b.url + query)
+  const sent = [], typed = []
+  const ws = await ws_open(b, channel)
+  const flow = setInterval(() => {
+    sent.push(sent.length % 4 ? `bob: ${sent.length}` : 'bob: hi')
+    ws.send(sent[sent.length - 1])
+  }, 30)
+  const until = n => within(new Promise(done => {
+    const timer = setInterval(() => sent.length >= n &&
+      done(clearInterval(timer)), 5)
+  }), 'messages to flow')
+  try {
+    for (let i = 1; i <= 3; i++) {
+      await type(left, `ann: ${i}`)
+      typed.push(`ann: ${i}`)
+      await shows(right, `ann: ${i}`)
+      await until(sent.length + 4)
+    }
+    const how = await stop(a, signal)
+    assert.equal(how, signal === 'SIGTERM' ? 0 : signal, 'exit status')
+    await disconnected(left)
+    await type(left, 'ann: typed while it was down')
+    typed.push('ann: typed while it was down')
+    assert.deepEqual(await waiting(left), ['ann: typed while it was down'])
+    await until(sent.length + 10)
+    servers.a = await start(a.bus, a.port)
+    await connected(left)
+    await until(sent.length + 5)
+  } finally {
+    clearInterval(flow)
+  }
+  await type(left, 'ann: last')
+  typed.push('ann: last')
+  await shows(right, 'ann: last')
+  await post(b, channel, 'carl: end')
+  await shows(left, 'carl: end')
+  await shows(right, 'carl: end')
+  for (const page of [left, right]) {
+    const got = await messages(page)
+    const from = name => got.filter(text => text.startsWith(name))
+    assert.deepEqual(from('bob'), sent, 'what the other instance sent')
+    assert.deepEqual(from('ann'), typed, 'what was typed')
+    assert.deepEqual(await notes(page), [])
+  }
+  assert.deepEqual(await waiting(left), [])
+  ws.terminate()
+  await Promise.all([close(left), close(right)])
+}
+
+// The network fails between the page and a server that stays.
+async function network(b) {
+  const proxy = await start_proxy(b)
+  const page = await open(`${proxy.url}?channel=net#fragment`)
+  const lose = async () => {
+    proxy.down = true
+    proxy.cut()
+    await disconnected(page)
+  }
+  const find = async () => {
+    proxy.down = proxy.deaf = proxy.mute = false
+    await connected(page)
+  }
+  let all = ['one', 'two', 'hi', 'hi']
+  await test('behind a proxy, under another path', async () => {
+    for (const text of all) await type(page, text)
+    await shows(page, 'hi')
+    await page.waitForFunction(() => log.children.length === 4)
+    assert.deepEqual(await messages(page), all)
+  })
+  await test('connection lost: what was missed is shown once', async () => {
+    await lose()
+    const missed = ['hi', 'three', 'hi', 'hi', 'one']
+    for (const text of missed) await post(b, 'net', text)
+    await find()
+    await post(b, 'net', 'four')
+    await shows(page, 'four')
+    all.push(...missed, 'four')
+    assert.deepEqual(await messages(page), all)
+    assert.deepEqual(await notes(page), [])
+  })
+  await test('connection lost: nothing typed is lost', async () => {
+    await lose()
+    await type(page, 'typed offline')
+    await type(page, 'this, too')
+    assert.deepEqual(await waiting(page), ['typed offline', 'this, too'])
+    assert.match(await page.textContent('#state'), /2 to be sent/)
+    await page.fill('#text', 'a draft')
+    await find()
+    await shows(page, 'this, too')
+    all.push('typed offline', 'this, too')
+    assert.deepEqual(await messages(page), all)
+    assert.deepEqual(await waiting(page), [])
+    assert.equal(await page.inputValue('#text'), 'a draft')
+  })
+  await test('sent, but not arrived: sent again', async () => {
+    proxy.deaf = true
+    await type(page, 'swallowed')
+    assert.deepEqual(await waiting(page), ['swallowed'])
+    await lose()
+    await find()
+    await shows(page, 'swallowed')
+    all.push('swallowed')
+    assert.deepEqual(await messages(page), all)
+  })
+  await test('arrived, but without an echo: not sent again', async () => {
+    const ws = await ws_open(b, 'net'), got = []
+    ws.on('message', data => got.push(String(data)))
+    const arrives = (text, n) => within(new Promise(done => {
+      const look = () => got.filter(x => x === text).length >= n && done()
+      ws.on('message', look)
+      look()
+    }), `"${text}" to arrive`)
+    proxy.mute = true
+    await type(page, 'hi')
+    await arrives('hi', 1)
+    await lose()
+    await find()
+    await type(page, 'after it')
+    await shows(page, 'after it')
+    await arrives('after it', 1)
+    all.push('hi', 'after it')
+    assert.deepEqual(await messages(page), all)
+    assert.deepEqual(got, ['hi', 'after it'])
+    assert.deepEqual(await waiting(page), [])
+    ws.terminate()
+  })
+  await test('more missed than the history holds: it says so', async () => {
+    await lose()
+    for (let i = 1; i <= 130; i++) await post(b, 'net', `missed ${i}`)
+    await find()
+    await shows(page, 'missed 130')
+    const got = await messages(page)
+    assert.deepEqual(got.slice(0, all.length), all)
+    assert.deepEqual(got.slice(all.length),
+      Array.from({ length: 100 }, (_, i) => `missed ${i + 31}`))
+    assert.deepEqual(await notes(page), ['Some messages may be missing here'])
+    assert.ok(await page.evaluate(n =>
+      log.children[n].className === 'note', all.length), 'not in its place')
+  })
+  await test('no echo: the connection is given up, the message kept', async () => {
+    await page.evaluate(() => {      // the patience, but shorter
+      const real = window.setTimeout
+      window.setTimeout = (run, ms, ...rest) =>
+        real(run, run === lost ? ms / 50 : ms, ...rest)
+    })
+    proxy.deaf = true
+    await type(page, 'into a hole')
+    await disconnected(page)
+    assert.deepEqual(await waiting(page), ['into a hole'])
+    proxy.deaf = false
+    await shows(page, 'into a hole')
+    assert.deepEqual(await waiting(page), [])
+  })
+  await test('offline: says so, then comes back', async () => {
+    proxy.down = true
+    await page.evaluate(() => dispatchEvent(new Event('offline')))
+    await disconnected(page)
+    await find()
+  })
+  await test('back online: connects at once', async () => {
+    await lose()
+    await page.evaluate(() => {      // as after many failures
+      clearTimeout(retry)
+      retry = setTimeout(connect, 1e9)
+    })
+    proxy.down = false
+    await page.evaluate(() => dispatchEvent(new Event('online')))
+    await connected(page)
+  })
+  await test('the pause between attempts grows, with jitter', async () => {
+    await lose()
+    const pauses = await page.evaluate(async () => {
+      const real = window.setTimeout, seen = []
+      window.setTimeout = (run, ms, ...rest) => {
+        if (run === connect) seen.push(ms)
+        return real(run, run === connect ? 0 : ms, ...rest)
+      }
+      clearTimeout(retry)
+      connect()
+      await new Promise(done => {
+        const timer = setInterval(() => seen.length >= 9 &&
+          done(clearInterval(timer)), 5)
+      })
+      window.setTimeout = real
+      return seen
+    })
+    assert.ok(pauses[0] < 4000 && Math.max(...pauses) > 10000, pauses)
+    assert.ok(Math.max(...pauses) <= 30000, pauses)
+    assert.equal(new Set(pauses).size, pauses.length, 'no jitter')
+    proxy.down = false
+    await page.evaluate(() => dispatchEvent(new Event('online')))
+    await connected(page)
+    assert.equal(await page.evaluate(() => tries), 0)
+  })
+  await test('too long for the server: back in the box', async () => {
+    const long = 'x'.repeat(70000)
+    await page.fill('#text', '')
+    await type(page, long)
+    await page.waitForFunction(() => /Too long/.test(log.textContent))
+    assert.equal(await page.inputValue('#text'), long)
+    assert.deepEqual(await waiting(page), [])
+    await page.fill('#text', '')
+    await connected(page)
+    await type(page, 'short')
+    await shows(page, 'short')
+  })
+  await test('asks before what was typed is thrown away', async () => {
+    await page.focus('#text')
+    await page.keyboard.type('a draft')
+    page.leaving = true
+    const asked = within(page.waitForEvent('dialog'), 'a question')
+    await page.close({ runBeforeUnload: true })
+    assert.equal((await asked).type(), 'beforeunload')
+  })
+  await close(page)
+  proxy.close()
+}
+
+// A lone server loses its log with its life.
+async function lone_restart() {
+  const alone = await start('none')
+  const page = await open(`${alone.url}?channel=alone`)
+  await test('a restarted server that has forgotten everything', async () => {
+    for (const text of ['ann: a', 'ann: b']) await type(page, text)
+    await shows(page, 'ann: b')
+    await stop(alone, 'SIGKILL')
+    await disconnected(page)
+    const again = await start('none', alone.port)
+    await post(again, 'alone', 'bob: c')
+    await connected(page)
+    await post(again, 'alone', 'bob: d')
+    await shows(page, 'bob: d')
+    assert.deepEqual(await messages(page),
+      ['ann: a', 'ann: b', 'bob: c', 'bob: d'])
+    assert.equal((await notes(page)).length, 1)
+    assert.equal(await stop(again, 'SIGTERM'), 0)
+  })
+  await close(page)
+}
+
+async function many(a) {
+  const page = await open(`${a.url}?channel=many`)
+  const at_end = () => atEnd &&
+    view.scrollHeight - view.scrollTop - view.clientHeight < 2
+  await test('a flood: the last 1000 stay, the view at the end', async () => {
+    const ws = await ws_open(a, 'many')
+    for (let i = 1; i <= 1500; i++) ws.send(`eve: message ${i} `.repeat(i % 5 + 1))
+    ws.send('last of many')
+    await shows(page, 'last of many')
+    await page.waitForFunction(at_end)
+    assert.equal((await messages(page)).length, 1000)
+    ws.terminate()
+  })
+  await test('scrolled up, the view stays where it is', async () => {
+    await page.focus('#view')
+    await page.keyboard.press('Home')
+    await page.waitForFunction(() => view.scrollTop === 0 && !atEnd)
+    await page.evaluate(() => { view.scrollTop = 5000 })
+    await page.waitForFunction(() => Math.abs(view.scrollTop - 5000) < 9)
+    const first = () => page.evaluate(() => [...log.children].find(p =>
+      p.getBoundingClientRect().top >= view.getBoundingClientRect().top)
+      .textContent)
+    const before = await first()
+    for (let i = 0; i < 5; i++) await post(a, 'many', `more ${i}`)
+    await shows(page, 'more 4')
+    await page.evaluate(() => new Promise(requestAnimationFrame))
+    assert.equal(await first(), before)
+    await page.keyboard.press('End')
+    await page.waitForFunction(at_end)
+  })
+  await test('a window made smaller keeps the end in view', async () => {
+    await page.setViewportSize({ width: 500, height: 300 })
+    await page.waitForFunction(at_end)
+    await type(page, 'seen?')
+    await shows(page, 'seen?')
+    await page.waitForFunction(at_end)
+  })
+  await close(page)
+}
+
+async function keyboard(a) {
+  const page = await open(a.url)
+  const focus = () => page.evaluate(() => document.activeElement.id ||
+    document.activeElement.textContent)
+  const ready_to_type = () =>
+    page.waitForFunction(() => document.activeElement === text)
+  await test('with the keyboard alone', async () => {
+    await ready_to_type()
+    await page.keyboard.type('typed without a mouse')
+    await page.keyboard.press('Enter')
+    await shows(page, 'typed without a mouse')
+    const order = [await focus()]
+    for (let i = 0; i < 4; i++) {
+      await page.keyboard.press('Shift+Tab')
+      order.unshift(await focus())
+    }
+    assert.deepEqual(order, ['channel', 'Go', 'nick', 'view', 'text'])
+    const outline = await page.evaluate(() =>
+      getComputedStyle(document.activeElement).outlineStyle)
+    assert.notEqual(outline, 'none', 'the focus must be visible')
+    await page.keyboard.press('Tab')
+    await page.keyboard.press('Tab')
+    await page.keyboard.type('Zoë')
+    await page.keyboard.press('Shift+Tab')
+    await page.keyboard.press('Shift+Tab')
+    page.expected = `${a.url}?channel=by+keys`
+    await page.keyboard.type('by keys')
+    await page.keyboard.press('Enter')
+    await page.waitForURL(page.expected)
+    await connected(page)
+    assert.equal(await page.inputValue('#channel'), 'by keys')
+    assert.equal(await page.inputValue('#nick'), 'Zoë', 'the name is kept')
+    await ready_to_type()
+    await page.keyboard.type('hello')
+    await page.keyboard.press('Enter')
+    await shows(page, 'Zoë: hello')
+    assert.deepEqual(await messages(page), ['Zoë: hello'])
+  })
+  await test('a channel name over 64 bytes is refused in place', async () => {
+    await page.fill('#channel', 'é'.repeat(33))
+    await page.press('#channel', 'Enter')
+    assert.equal(page.url(), page.expected)
+    assert.equal(await page.$eval('#channel', box => box.validationMessage),
+      'At most 64 bytes')
+    page.expected = `${a.url}?channel=${encodeURIComponent('é'.repeat(32))}`
+    await page.fill('#channel', 'é'.repeat(32))
+    await page.press('#channel', 'Enter')
+    await page.waitForURL(page.expected)
+    await connected(page)
+  })
+  await test('names and roles for a screen reader', async () => {
+    const one = async (role, name) => assert.equal(
+      await page.getByRole(role, { name, exact: true }).count(), 1,
+      `${role} ${name}`)
+    await one('log', 'Messages')
+    await one('textbox', 'Channel')
+    await one('textbox', 'Name')
+    await one('textbox', 'Message')
+    await one('button', 'Send')
+    await one('button', 'Go')
+    assert.match(await page.getByRole('status').textContent(), /Connected/)
+    assert.equal(await page.getAttribute('#log', 'aria-live'), 'polite')
+    assert.equal(await page.getAttribute('#log', 'aria-busy'), 'false')
+    assert.equal(await page.getAttribute('html', 'lang'), 'en')
+    assert.ok(await page.title())
+  })
+  await close(page)
+}
+
+// The contrast of what is to be read, as WCAG 2 computes it. Runs in the page.
+function contrasts() {
+  const pixel = new OffscreenCanvas(1, 1)
+    .getContext('2d', { willReadFrequently: true })
+  const rgba = css => {
+    pixel.clearRect(0, 0, 1, 1)
+    pixel.fillStyle = css
+    pixel.fillRect(0, 0, 1, 1)
+    return pixel.getImageData(0, 0, 1, 1).data
+  }
+  const luminance = css => {
+    const [r, g, b] = [...rgba(css)].map(x => x / 255).map(x =>
+      x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+  }
+  const behind = e => e && rgba(getComputedStyle(e).backgroundColor)[3] < 255
+    ? behind(e.parentElement) : getComputedStyle(e).backgroundColor
+  const ratio = (one, other) => {
+    const [x, y] = [luminance(one), luminance(other)].sort((a, b) => b - a)
+    return (x + 0.05) / (y + 0.05)
+  }
+  const found = []
+  for (const e of document.querySelectorAll('p, p *, label, button, input'))
+    found.push([e.id || e.localName + ' ' + e.textContent.slice(0, 20), 4.5,
+      ratio(getComputedStyle(e).color, behind(e))])
+  for (const e of document.querySelectorAll('input')) {
+    const { color } = getComputedStyle(e, '::placeholder')
+    found.push([`placeholder of ${e.id}`, 4.5, ratio(color, behind(e))])
+    found.push([`border of ${e.id}`, 3,
+      ratio(getComputedStyle(e).borderTopColor, behind(e.parentElement))])
+  }
+  return found
+}
+
+async function looks(a, scheme, width) {
+  const proxy = await start_proxy(a)
+  const channel = `looks ${scheme}`
+  const page = await open(
+    `${proxy.url}?channel=${encodeURIComponent(channel)}`,
+    { colorScheme: scheme, viewport: { width, height: 600 },
+      hasTouch: true, isMobile: true })
+  for (let i = 0; i < 24; i++) await post(a, channel, `name ${i}: hello`)
+  await post(a, channel, `${'W'.repeat(40)}: ${'long'.repeat(200)}`)
+  await post(a, channel, 'https://example.org/' + 'x'.repeat(300))
+  await post(a, channel, 'the end')
+  await shows(page, 'the end')
+  const check = async () => {
+    for (const [what, least, ratio] of await page.evaluate(contrasts))
+      assert.ok(ratio >= least, `${what}: ${ratio.toFixed(2)} < ${least}`)
+  }
+  await test(`${scheme}: contrast`, check)
+  await test(`${scheme}: contrast without a connection`, async () => {
+    proxy.down = true
+    proxy.cut()
+    await disconnected(page)
+    await type(page, 'me: waiting')
+    await page.evaluate(() => note('a note'))
+    await check()
+  })
+  await test(`${scheme}: the colours asked for`, async () => {
+    const [r] = (await page.evaluate(() =>
+      getComputedStyle(document.body).backgroundColor)).match(/\d+/g)
+    assert.ok(scheme === 'dark' ? r < 60 : r > 200, `red is ${r}`)
+  })
+  await test(`a screen ${width} px wide`, async () => {
+    const wide = await page.evaluate(() => [document.documentElement, view, log]
+      .filter(e => e.scrollWidth > e.clientWidth).map(e => e.localName))
+    assert.deepEqual(wide, [], 'must not scroll sideways')
+    assert.equal(await page.evaluate(() =>
+      document.documentElement.scrollHeight > innerHeight), false)
+    for (const box of await page.$$('input, button')) {
+      const { x, y, width: w, height: h } = await box.boundingBox()
+      assert.ok(x >= 0 && x + w <= width && y >= 0 && y + h <= 600 &&
+        w >= 40 && h >= 24, `a control at ${[x, y, w, h].map(Math.round)}`)
+    }
+  })
+  await close(page)
+  proxy.close()
+}
+
+async function main() {
+  const bus = `239.255.80.80:${await free_udp_port()}`
+  browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS })
+  const servers = { a: await start(bus), b: await start(bus) }
+  let { a, b } = servers
+  await two_instances(a, b)
+  await overlap(a)
+  for (const signal of ['SIGTERM', 'SIGKILL'])
+    await test(`${signal} and restart: reconnects, nothing lost or repeated`,
+      () => restart(servers, signal));
+  ({ a, b } = servers)
+  await network(b)
+  await lone_restart()
+  await many(a)
+  await keyboard(a)
+  await looks(a, 'light', 360)
+  await looks(a, 'dark', 320)
+  await test('no page complained or asked for anything else', async () => {
+    assert.deepEqual(complaints, [])
+  })
+  await test('the servers end well and say nothing unexpected', async () => {
+    for (const server of [a, b])
+      assert.equal(await stop(server, 'SIGTERM'), 0)
+    const odd = started.flatMap(server => server.errors.split('\n'))
+      .filter(line => line && !EXPECTED.test(line))
+    assert.deepEqual(odd, [])
+  })
+}
+
+main().catch(error => {
+  failed++
+  console.log(`FAILED - page: ${String(error.stack).split('\n').join(' | ')}`)
+}).finally(async () => {
+  for (const { child } of started)
+    if (child.exitCode === null && child.signalCode === null)
+      child.kill('SIGKILL')
+  await browser?.close()
+  process.exit(failed ? 1 : 0)
+})
