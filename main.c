@@ -22,7 +22,7 @@
  *   6. WebSocket: frames            13. The event loop
  *   7. The data                     14. Options and main
  *
- * Build and run:   cc main.c -o chat && ./chat
+ * Build and run:   cc main.c -o chat && ./chat     (Linux 5.6 or newer)
  *
  * SPDX-License-Identifier: MIT
  */
@@ -63,7 +63,7 @@
  */
 #define KIB 1024
 #define MIB (1024 * 1024)
-#define SECOND 1000 /* all times are milliseconds of the monotonic clock */
+#define SECOND 1000 /* all times are milliseconds since the start */
 
 #ifndef READ_SIZE
 #define READ_SIZE (64 * KIB) /* bytes taken from a client at once */
@@ -79,7 +79,8 @@
 #define REQUEST_TIME (10 * SECOND) /* from connect to the headers' end */
 #define IDLE_TIME (60 * SECOND)    /* kept alive without a request */
 #define PING_TIME (30 * SECOND)    /* of silence before a ping, then again */
-#define SLOW_TIME SECOND           /* that a log waits for its readers */
+#define SLOW_TIME SECOND           /* that senders wait for slow readers */
+#define BUS_SLOW_TIME 100          /* and the bus, with all its channels */
 #define CLOSE_TIME (4 * SECOND)    /* for the other side to close as well */
 
 /* ---- 2. Tools: bytes and text -------------------------------------------
@@ -686,7 +687,8 @@ struct peer {
     bool joined;           /* it proved to be no recording: bus_status_in */
     bool alive;            /* joined, and heard in the last 5 s */
     uint64_t time;         /* of its latest STATUS, by its own clock */
-    uint64_t acked;        /* what it has of our stream */
+    uint64_t acked;        /* what it has of our stream ... */
+    int64_t progress;      /* ... and when it last got on with it */
     uint64_t tail, head;   /* what it says it has of its own */
     uint64_t need;         /* what we have consumed of it */
     uint64_t told;         /* the need that we last told it */
@@ -717,6 +719,7 @@ struct bus {
     int64_t beat_at, beat_gap; /* the next STATUS when all is quiet */
     int64_t ask_at;        /* the next because of a loss; 0: none */
     bool asked;            /* and nothing has come of it yet */
+    bool stuck;            /* a delivery waits for its channel */
     bool answer;           /* a STATUS is due although nothing is missing */
     int64_t catch_up_end;
 };
@@ -934,14 +937,14 @@ static void channel_flush(struct server *s, struct channel *ch) {
 
 /* Makes room for a message at the log's head. What clients were not sent yet
  * is sent first. If some client would still lose bytes, the answer is false
- * ("not now") as long as these bytes are in the log for less than a second;
- * then, or with `force`, such clients are cut off as too slow.
+ * ("not now") as long as these bytes are in the log for less than `patience`
+ * milliseconds; then such clients are cut off as too slow.
  *
  * How old bytes are is known a lap at a time: what is before `lap` was there
- * at lap_time. A lap is a whole log, so the channel moves at least its log's
- * size a second, whatever its readers do. */
+ * at lap_time. A lap is a whole log, so a channel moves at least its log's
+ * size in that time, whatever its readers do. */
 static bool channel_room(struct server *s, struct channel *ch, size_t size,
-                         bool force) {
+                         int64_t patience) {
     struct log *log = &ch->log;
     struct text payload;
     uint64_t tail = log->tail;
@@ -952,8 +955,7 @@ static bool channel_room(struct server *s, struct channel *ch, size_t size,
         ch->lap_time = s->now;
     }
     if (ch->low < tail && !ch->swept) channel_flush(s, ch);
-    if (ch->low < tail && !force && s->now - ch->lap_time < SLOW_TIME)
-        return false;
+    if (ch->low < tail && s->now - ch->lap_time < patience) return false;
     for (struct client *c = ch->clients; ch->low < tail && c; c = c->next)
         if (c->cursor < tail && !c->dead) {
             client_kill(s, c);
@@ -982,11 +984,11 @@ static void channel_append(struct server *s, struct channel *ch, int opcode,
  * packed, big ones cut and lost ones repaired without code of their own.
  * There are two datagrams (numbers are little-endian):
  *
- *   mac 20 | kind 4 | sender 8 | offset 8 | tail 8 | head 8 | ...
- *   DATA     ... | bytes of the stream from `offset` on, within one block
- *   STATUS   time in place of offset | for each sender that is known:
- *            id 8 | echo 8 | need 8 | bitmap 32
- *   LEAVE    a STATUS, the sender's last
+ *   mac 20 | DATA 4   | sender 8 | offset 8 | tail 8 | head 8 | bytes of the
+ *            stream from `offset` on, within one block
+ *   mac 20 | STATUS 4 | sender 8 | time 8   | tail 8 | head 8 | for each
+ *            sender that is known: id 8 | echo 8 | need 8 | bitmap 32
+ *   LEAVE is a STATUS, the sender's last.
  *
  * mac is the HMAC-SHA1 of what follows. offset, tail, head and need count
  * bytes of the stream; a block is BLOCK bytes of it; head is the end of what
@@ -999,10 +1001,10 @@ static void channel_append(struct server *s, struct channel *ch, int opcode,
  * out when something is missing, some time after the last DATA (the only
  * cure for a lost last message), and every second.
  *
- * Promised: instances that live lose nothing, and each sender's messages
- * come in order. Not promised: one order between senders, delivery to who
- * is silent for longer than a log lasts (it is told how much it missed), and
- * secrecy (use a tunnel). A recording is no danger: DATA counts only from a
+ * Promised: instances that live lose nothing (but what is larger than their
+ * own -m), and each sender's messages come in order. Not promised: one order
+ * between senders, delivery to who is silent for longer than a log lasts (it
+ * is told how much it missed), and secrecy (use a tunnel). A recording is no danger: DATA counts only from a
  * peer whose STATUS has echoed a recent time of ours, and never twice.
  */
 enum { DATA = 1, STATUS, LEAVE };
@@ -1012,9 +1014,10 @@ enum { DATA = 1, STATUS, LEAVE };
 #define BEAT_FIRST 20           /* after the last DATA, doubling ... */
 #define BEAT_LAST SECOND        /* ... up to this */
 #define RECEIPT_TIME 200        /* at most, from DATA to a STATUS */
+#define HOLD_TIME 250           /* that new bytes wait for a stuck peer */
 #define REPAIRS_MAX 64          /* for one STATUS */
 #define HELLO_TIME 100          /* at start, for others to make known */
-#define CATCH_UP_TIME (2 * SECOND)
+#define CATCH_UP_TIME (2 * SECOND) /* since the last with history joined */
 #define ECHO_TIME (10 * SECOND) /* a "recent time of ours" */
 #define ALIVE_TIME (5 * SECOND) /* of silence, then nobody waits for it */
 #define PEER_TIME (600 * SECOND) /* then it is forgotten */
@@ -1089,9 +1092,8 @@ static void bus_send(struct server *s, struct datagram *d, size_t size) {
     d->head = b->sent;
     hmac_sign(&b->key, &d->kind, size - SHA1_SIZE, d->mac);
     for (int i = 0; i < b->to_count; i++)
-        sendto(b->fd, d, size, 0, (struct sockaddr *)&b->to[i],
-               sizeof b->to[i]);
-    s->counters[BUS_OUT]++;
+        sendto(b->fd, d, size, 0, (struct sockaddr *)&b->to[i], sizeof *b->to);
+    s->counters[BUS_OUT] += (uint64_t)b->to_count;
 }
 
 /* Sends [from, to) of our stream, which crosses no block border. */
@@ -1157,17 +1159,17 @@ static void bus_post(struct server *s, struct channel *ch, int opcode,
     log_append(&b->log, message.at, message.size);
 }
 
-/* Sends what is new, but not beyond the window of the slowest peer. (One
- * that missed a heartbeat holds nobody up; it will ask.) */
+/* Sends what is new, but not beyond the window of the slowest peer. (One that
+ * makes no progress, or is further behind, holds nobody up: it will ask.) */
 static void bus_flush(struct server *s) {
     struct bus *b = &s->bus;
     uint64_t from = b->sent, limit = b->log.head;
     if (b->fd < 0) return;
     for (struct peer *p = b->peers; p; p = p->next) {
-        uint64_t acked = p->acked > b->log.tail ? p->acked : b->log.tail;
-        uint64_t end = (acked / BLOCK + WINDOW_BLOCKS) * BLOCK;
-        if (p->alive && s->now - p->heard < BEAT_LAST * 3 / 2 && end < limit)
-            limit = end;
+        uint64_t end = (p->acked / BLOCK + WINDOW_BLOCKS) * BLOCK;
+        if (p->acked >= from) p->progress = s->now;
+        if (p->alive && end >= from && end < limit &&
+            s->now - p->progress < HOLD_TIME) limit = end;
     }
     if (limit <= from) return;
     b->sent = limit;
@@ -1245,50 +1247,58 @@ static bool bus_catching_up(const struct server *s) {
     return s->bus.fd >= 0 && lags;
 }
 
-/* Gives the message in p->record to our clients. */
-static void peer_deliver(struct server *s, struct peer *p) {
+/* Gives the message in p->record to our clients. False: "not now", its
+ * channel waits for slow readers. */
+static bool peer_deliver(struct server *s, struct peer *p) {
     struct record r;
     memcpy(&r, p->record.bytes, sizeof r);
     struct text name = {p->record.bytes + sizeof r, r.name_size};
     struct text message = {name.at + name.size, r.size};
+    bool valid = message.size <= s->max_message &&
+                 utf8_valid(name.at, name.size) &&
+                 (r.opcode != TEXT || utf8_valid(message.at, message.size));
+    struct channel *ch = valid ? channel_get(s, name) : NULL;
+    if (!valid) bus_error(s, "a message too big or not UTF-8");
+    if (ch && !channel_room(s, ch, message.size, BUS_SLOW_TIME)) return false;
+    if (ch) channel_append(s, ch, r.opcode, message);
     if (p->sequence != 0 && r.sequence > p->sequence) {
         unsigned long long lost = r.sequence - p->sequence, id = p->id;
         s->counters[BUS_LOST] += lost;
         fprintf(stderr, "chat: lost %llu messages from %016llx\n", lost, id);
     }
     p->sequence = r.sequence + 1;
-    if (r.time > s->bus.clock) s->bus.clock = r.time;
-    bool valid = message.size <= s->max_message &&
-                 utf8_valid(name.at, name.size) &&
-                 (r.opcode != TEXT || utf8_valid(message.at, message.size));
-    struct channel *ch = valid ? channel_get(s, name) : NULL;
-    if (!valid) bus_error(s, "a message too big or not UTF-8");
-    if (ch && channel_room(s, ch, message.size, true)) /* true by `force` */
-        channel_append(s, ch, r.opcode, message);
+    if (r.time > s->bus.clock && r.time < INT64_MAX) s->bus.clock = r.time;
     p->record.size = 0;
     if (r.size > WINDOW) buffer_clear(&p->record);
+    return true;
 }
 
-/* Delivers what has come, the oldest of all peers first. */
-static void bus_deliver(struct server *s) {
-    struct peer *oldest;
-    do {
-        uint64_t time, oldest_time = UINT64_MAX;
-        bool wait = s->now < HELLO_TIME;
-        oldest = NULL;
-        for (struct peer *p = s->bus.peers; p; p = p->next) {
-            if (!peer_next(s, p)) {
-                wait |= peer_lags(s, p);
-                continue;
-            }
-            memcpy(&time, p->record.bytes + offsetof(struct record, time), 8);
-            if (time >= oldest_time) continue;
-            oldest = p;
-            oldest_time = time;
+/* The peer whose next record is the oldest. NULL: none has one, or there is
+ * older history still to come. */
+static struct peer *bus_oldest(struct server *s) {
+    struct peer *oldest = NULL;
+    uint64_t time, oldest_time = 0;
+    bool wait = s->now < HELLO_TIME;
+    for (struct peer *p = s->bus.peers; p; p = p->next) {
+        if (!peer_next(s, p)) {
+            wait |= peer_lags(s, p);
+            continue;
         }
-        if (wait) return;
-        if (oldest) peer_deliver(s, oldest);
-    } while (oldest);
+        memcpy(&time, p->record.bytes + offsetof(struct record, time), 8);
+        if (oldest && time >= oldest_time) continue;
+        oldest = p;
+        oldest_time = time;
+    }
+    return wait ? NULL : oldest;
+}
+
+/* Delivers what has come, until a channel has no room for it. */
+static void bus_deliver(struct server *s) {
+    struct peer *p;
+    do {
+        p = bus_oldest(s);
+        s->bus.stuck = p && !peer_deliver(s, p);
+    } while (p && !s->bus.stuck);
 }
 
 static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
@@ -1336,12 +1346,15 @@ static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
     if (d->head > p->head) p->head = d->head;
     for (size_t i = 0; i < size / sizeof *d->known; i++) {
         struct entry *e = &d->known[i];
-        int64_t age = s->now - (int64_t)e->echo;
+        int64_t age = (int64_t)((uint64_t)s->now - e->echo);
         if (e->id != b->id || e->need > b->log.head) continue;
         fresh = age < ECHO_TIME && age > -SECOND;
         if (!p->joined && fresh) peer_join(s, p);
         if (!p->joined) continue;
-        if (e->need > p->acked) p->acked = e->need;
+        if (e->need > p->acked) {
+            p->acked = e->need;
+            p->progress = s->now;
+        }
         if (e->need < b->log.tail) b->answer = true; /* it must skip */
         bus_repair(s, e);
     }
@@ -1440,7 +1453,8 @@ static int64_t bus_tick(struct server *s) {
         fprintf(stderr, "chat: no peer heard on the bus for 10 s\n");
         b->lonely_at = INT64_MAX;
     }
-    return b->ask_at && b->ask_at < b->beat_at ? b->ask_at : b->beat_at;
+    int64_t next = b->stuck ? s->now + BUS_SLOW_TIME / 4 : b->beat_at;
+    return b->ask_at && b->ask_at < next ? b->ask_at : next;
 }
 
 /* Resolves HOST:PORT,... into b->to; the options have checked the form. */
@@ -1504,14 +1518,16 @@ static void bus_secret(struct server *s) {
         must(fstat(fd, &status), file);
         close(fd);
         secret[strcspn(secret, "\r\n")] = '\0';
-        if (status.st_mode & S_IROTH) fail(file, "others can read this secret");
+        if (status.st_mode & S_IROTH) /* a group may: systemd's files do so */
+            fail(file, "others can read this secret");
         if (!*secret) fail(file, "the secret is empty");
     } else if (!none && env) {
         snprintf(secret, sizeof secret, "%s", env);
     }
     if (!*secret && !none && s->bus.leaves)
-        fail("the bus leaves this machine and needs a secret", "(umask 077; "
-             "head -c 32 /dev/urandom | base64 > secret), then -s secret");
+        fail("the bus leaves this machine and needs a secret", "make one with "
+             "(umask 077; head -c 32 /dev/urandom | base64 > secret) and give "
+             "-s secret, or -s none");
     hmac_key(&s->bus.key, secret, strlen(secret));
     explicit_bzero(secret, sizeof secret);
 }
@@ -1535,8 +1551,8 @@ static void bus_open(struct server *s) {
         setsockopt(b->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
     if (group) bus_join_group(s, interface);
     else bus_bind_peer(b);
-    must(log_open(&b->log, s->history > 4 * MIB ? s->history : 4 * MIB) - 1,
-         "bus: mmap");
+    if (!log_open(&b->log, s->history > 4 * MIB ? s->history : 4 * MIB))
+        fail("bus: mmap", strerror(errno));
     must((int)getrandom(&b->id, sizeof b->id, 0), "bus: getrandom");
     srandom((unsigned)b->id);
     b->beat_gap = BEAT_FIRST;
@@ -1567,7 +1583,7 @@ static void bus_close(struct server *s) {
 static bool server_post(struct server *s, struct channel *ch, int opcode,
                         struct text message) {
     if (!bus_room(s, message.size) ||
-        !channel_room(s, ch, message.size, false)) return false;
+        !channel_room(s, ch, message.size, SLOW_TIME)) return false;
     channel_append(s, ch, opcode, message);
     bus_post(s, ch, opcode, message);
     s->counters[RECEIVED]++;
@@ -2358,13 +2374,13 @@ static const struct {
     {{"dir", 1, NULL, 'd'}, "DIR", NULL, "serve the files beneath DIR"},
     {{"bus", 1, NULL, 'b'}, "BUS", "239.255.80.80:8081",
      "a multicast group, HOST:PORT,... or none"},
-    {{"interface", 1, NULL, 'i'}, "NAME", "lo", "that the bus is on"},
-    {{"ttl", 1, NULL, 't'}, "N", NULL, "hops of the bus; 0 on lo, else 1"},
+    {{"interface", 1, NULL, 'i'}, "NAME", "lo", "where the bus is, if a group"},
+    {{"ttl", 1, NULL, 't'}, "N", NULL, "routers the bus may pass; 0 on lo, else 1"},
     {{"secret", 1, NULL, 's'}, "FILE", NULL,
      "of the bus; or CHAT_SECRET; \"none\" for none"},
     {{"max-message", 1, NULL, 'm'}, "SIZE", "64K", "to 16M"},
     {{"history", 1, NULL, 'H'}, "SIZE", "256K",
-     "of log a channel; at least 4 x max-message"},
+     "of history a channel, 4 x max-message or more"},
     {{"max-clients", 1, NULL, 'c'}, "N", NULL, "what RLIMIT_NOFILE allows"},
     {{"origin", 1, NULL, 'o'}, "ORIGIN", NULL, "may be repeated; * allows all"},
     {{"metrics", 0, NULL, 'M'}, "", NULL, "serve /metrics"},
@@ -2428,11 +2444,13 @@ static void option_bus(const char *value) {
     bool good = strlen(value) < sizeof list;
     snprintf(list, sizeof list, "%s", value);
     if (!strcmp(value, "none")) return;
-    for (char *host; good && (host = strsep(&rest, ","));) {
+    int count = 0;
+    for (char *host; good && (host = strsep(&rest, ",")); count++) {
         char *colon = strrchr(host, ':');
         int64_t port = colon ? parse_number(colon + 1) : -1;
         good = colon != host && port >= 1 && port <= 65535;
     }
+    if (count > PEERS_MAX) option_error("bus", "more than 64 peers");
     if (!good) option_error("bus", "bad value");
 }
 
@@ -2539,8 +2557,8 @@ static void server_open(struct server *s) {
         s->dir = must(open(s->option['d'], O_PATH | O_DIRECTORY | O_CLOEXEC),
                       s->option['d']);
     server_limits(s);
-    bus_open(s);
     server_listen(s);
+    bus_open(s);
     server_watch(s, s->signals);
     server_watch(s, s->listener);
     if (s->bus.fd >= 0) server_watch(s, s->bus.fd);
