@@ -19,6 +19,10 @@ SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
            -fno-sanitize-recover=all
 SHRUNK   = -DREAD_SIZE=512
 
+# The targets of test/fuzz.c, and how long each runs.
+FUZZ    = request query path talk datagram
+SECONDS = 60
+
 all: $(CHAT)
 
 # The page is built into the program, so the program depends on it.
@@ -40,6 +44,18 @@ sanitize:
 	@$(MAKE) --no-print-directory test CHAT=build/sanitize/chat \
 	    BUILD=build/sanitize CFLAGS="$(SANITIZE) $(SHRUNK)" HARDEN=
 
+# What a target finds stays in build/. "make -j2 fuzz" runs two at a time.
+fuzz: $(FUZZ:%=fuzz-%)
+
+fuzz-%: build/fuzz-%
+	@mkdir -p build/corpus/$*
+	$< -max_total_time=$(SECONDS) -verbosity=0 \
+	    -artifact_prefix=build/$*- build/corpus/$* $(wildcard test/corpus/$*)
+
+build/fuzz-%: test/fuzz.c main.c index.html
+	@mkdir -p $(@D)
+	clang $(STD) $(WARN) $(SANITIZE) -fsanitize=fuzzer -D FUZZ=$* $< -o $@
+
 static: main.c index.html
 	@command -v musl-gcc >/dev/null || { \
 	    echo "make static: needs musl-gcc (Debian: musl-tools)" >&2; exit 1; }
@@ -51,4 +67,5 @@ install: $(CHAT)
 clean:
 	rm -rf chat build
 
-.PHONY: all run test sanitize static install clean
+.PRECIOUS: build/fuzz-%
+.PHONY: all run test sanitize fuzz static install clean

@@ -80,7 +80,7 @@
 #define IDLE_TIME (60 * SECOND)    /* kept alive without a request */
 #define PING_TIME (30 * SECOND)    /* of silence before a ping, then again */
 #define SLOW_TIME SECOND           /* that senders wait for slow readers */
-#define BUS_SLOW_TIME 100          /* and the bus, with all its channels */
+#define BUS_SLOW_TIME 250          /* and the bus, with all its channels */
 #define CLOSE_TIME (4 * SECOND)    /* for the other side to close as well */
 
 /* ---- 2. Tools: bytes and text -------------------------------------------
@@ -676,7 +676,7 @@ struct channel {
 };
 
 #define BLOCK 1200         /* bytes of stream in a datagram at most */
-#define WINDOW_BLOCKS 218  /* held beyond what is consumed: 256 KiB */
+#define WINDOW_BLOCKS 256  /* held of a peer's stream: 300 KiB */
 #define WINDOW ((uint64_t)BLOCK * WINDOW_BLOCKS)
 #define PEERS_MAX 64
 
@@ -689,14 +689,15 @@ struct peer {
     uint64_t time;         /* of its latest STATUS, by its own clock */
     uint64_t acked;        /* what it has of our stream ... */
     int64_t progress;      /* ... and when it last got on with it */
-    uint64_t tail, head;   /* what it says it has of its own */
-    uint64_t need;         /* what we have consumed of it */
-    uint64_t told;         /* the need that we last told it */
+    uint64_t tail, head;   /* what it says it has of its own stream ... */
+    struct log log;        /* ... and our copy of the end of it: we have
+                              consumed what is before log.head, and further
+                              pieces wait behind that, in their places */
+    uint16_t filled[WINDOW_BLOCKS]; /* block b is here up to filled[b % n] */
+    uint64_t told;         /* the log.head that we last told it */
     uint64_t old;          /* its head when it joined: history before that */
     uint64_t sequence;     /* of the record expected next; 0: any */
     struct buffer record;  /* the one being put together */
-    uint16_t filled[WINDOW_BLOCKS]; /* block b is here up to filled[b % n] */
-    uint8_t window[WINDOW];         /* byte o of the stream is at o % WINDOW */
 };
 
 struct bus {
@@ -987,19 +988,24 @@ static void channel_append(struct server *s, struct channel *ch, int opcode,
  *   mac 20 | DATA 4   | sender 8 | offset 8 | tail 8 | head 8 | bytes of the
  *            stream from `offset` on, within one block
  *   mac 20 | STATUS 4 | sender 8 | time 8   | tail 8 | head 8 | for each
- *            sender that is known: id 8 | echo 8 | need 8 | bitmap 32
+ *            sender that is known: id 8 | echo 8 | tail 8 | need 8 | bitmap 32
  *   LEAVE is a STATUS, the sender's last.
  *
  * mac is the HMAC-SHA1 of what follows. offset, tail, head and need count
  * bytes of the stream; a block is BLOCK bytes of it; head is the end of what
  * went out. need is the first byte that the sender of the STATUS lacks; bit
  * i of the bitmap says that it has all of block i behind the one that need
- * is in. echo is the latest time that it saw in a STATUS of that id.
+ * is in; from the entry's tail to need it could send the stream itself. echo
+ * is the latest time that it saw in a STATUS of that id.
  *
  * A STATUS tells state, not events: so a lost one is made good by the next,
  * and one kind serves as heartbeat, request, receipt and membership. It goes
  * out when something is missing, some time after the last DATA (the only
  * cure for a lost last message), and every second.
+ *
+ * Who is new begins at the tails of the others' logs, and of what they hold
+ * of the dead: so an instance that is restarted has its own words again. For
+ * a sender that is silent, any of the others repairs.
  *
  * Promised: instances that live lose nothing (but what is larger than their
  * own -m), and each sender's messages come in order. Not promised: one order
@@ -1010,7 +1016,8 @@ static void channel_append(struct server *s, struct channel *ch, int opcode,
 enum { DATA = 1, STATUS, LEAVE };
 #define ASK_TIME 10             /* between requests while bytes are missing */
 #define ASK_JITTER 5            /* so that not all ask for the same bytes */
-#define LINGER_TIME 4           /* a block on its way is not sent again */
+#define LINGER_TIME 4           /* a block on its way is not sent again, ... */
+#define BULK_TIME 20            /* ... nor where many are */
 #define BEAT_FIRST 20           /* after the last DATA, doubling ... */
 #define BEAT_LAST SECOND        /* ... up to this */
 #define RECEIPT_TIME 200        /* at most, from DATA to a STATUS */
@@ -1027,8 +1034,8 @@ enum { DATA = 1, STATUS, LEAVE };
 #endif
 
 struct entry {
-    uint64_t id, echo, need;
-    uint8_t bitmap[32];
+    uint64_t id, echo, tail, need;
+    uint8_t bitmap[WINDOW_BLOCKS / 8];
 };
 
 struct datagram {
@@ -1087,36 +1094,41 @@ static void bus_error(struct server *s, const char *what) {
  * any other datagram, and mended like it. */
 static void bus_send(struct server *s, struct datagram *d, size_t size) {
     struct bus *b = &s->bus;
-    d->sender = b->id;
-    d->tail = b->log.tail;
-    d->head = b->sent;
     hmac_sign(&b->key, &d->kind, size - SHA1_SIZE, d->mac);
     for (int i = 0; i < b->to_count; i++)
         sendto(b->fd, d, size, 0, (struct sockaddr *)&b->to[i], sizeof *b->to);
     s->counters[BUS_OUT] += (uint64_t)b->to_count;
 }
 
-/* Sends [from, to) of our stream, which crosses no block border. */
-static void bus_send_data(struct server *s, uint64_t from, uint64_t to) {
+/* Sends [from, to), which crosses no block border, of our stream or, in its
+ * place, of a peer's. */
+static void bus_send_data(struct server *s, struct peer *p, uint64_t from,
+                          uint64_t to) {
     struct bus *b = &s->bus;
-    struct datagram d = {.kind = DATA, .offset = from};
-    memcpy(d.bytes, log_at(&b->log, from), to - from);
-    b->block_sent[from / BLOCK % WINDOW_BLOCKS].at = s->now;
-    b->block_sent[from / BLOCK % WINDOW_BLOCKS].from = from;
+    struct log *log = p ? &p->log : &b->log;
+    struct datagram d = {.kind = DATA, .sender = p ? p->id : b->id,
+                         .offset = from, .tail = log->tail,
+                         .head = p ? log->head : b->sent};
+    memcpy(d.bytes, log_at(log, from), to - from);
+    if (!p) {
+        b->block_sent[from / BLOCK % WINDOW_BLOCKS].at = s->now;
+        b->block_sent[from / BLOCK % WINDOW_BLOCKS].from = from;
+    }
     bus_send(s, &d, DATAGRAM_HEADER + (to - from));
 }
 
 static void bus_send_status(struct server *s, uint32_t kind) {
     struct bus *b = &s->bus;
     b->time = b->time < (uint64_t)s->now ? (uint64_t)s->now : b->time + 1;
-    struct datagram d = {.kind = kind, .time = b->time};
+    struct datagram d = {.kind = kind, .sender = b->id, .time = b->time,
+                         .tail = b->log.tail, .head = b->sent};
     struct entry *e = d.known;
     for (struct peer *p = b->peers; p; p = p->next, e++) {
-        *e = (struct entry){p->id, p->time, p->need, {0}};
+        *e = (struct entry){p->id, p->time, p->log.tail, p->log.head, {0}};
         for (uint64_t i = 1; i < WINDOW_BLOCKS; i++)
-            if (p->filled[(p->need / BLOCK + i) % WINDOW_BLOCKS] == BLOCK)
+            if (p->filled[(p->log.head / BLOCK + i) % WINDOW_BLOCKS] == BLOCK)
                 e->bitmap[i / 8] |= (uint8_t)(1 << i % 8);
-        p->told = p->need;
+        p->told = p->log.head;
     }
     b->status_at = s->now;
     bus_send(s, &d, (size_t)((uint8_t *)e - (uint8_t *)&d));
@@ -1180,24 +1192,27 @@ static void bus_flush(struct server *s) {
     for (uint64_t to; s->counters[BUS_PEERS] && from < limit; from = to) {
         to = (from / BLOCK + 1) * BLOCK;
         if (to > limit) to = limit;
-        bus_send_data(s, from, to);
+        bus_send_data(s, NULL, from, to);
     }
 }
 
-/* Sends again what a peer lacks: the rest of each block that is not whole. */
-static void bus_repair(struct server *s, const struct entry *e) {
+/* Sends again what an entry lacks of our stream (or, in its place, of p's):
+ * the rest of each block that is not whole. */
+static void bus_repair(struct server *s, struct peer *p,
+                       const struct entry *e) {
     struct bus *b = &s->bus;
-    uint64_t first = e->need / BLOCK;
+    uint64_t first = e->need / BLOCK, end = p ? p->log.head : b->sent;
+    int64_t linger = end - e->need > WINDOW / 8 ? BULK_TIME : LINGER_TIME;
     for (uint64_t i = 0, count = 0; i < WINDOW_BLOCKS; i++) {
         uint64_t from = i == 0 ? e->need : (first + i) * BLOCK;
         uint64_t to = (first + i + 1) * BLOCK;
         uint64_t slot = (first + i) % WINDOW_BLOCKS;
-        bool on_its_way = b->block_sent[slot].from <= from &&
-                          s->now - b->block_sent[slot].at < LINGER_TIME;
-        if (from >= b->sent || count == REPAIRS_MAX) return;
-        if (from < b->log.tail || on_its_way ||
+        bool on_its_way = !p && b->block_sent[slot].from <= from &&
+                          s->now - b->block_sent[slot].at < linger;
+        if (from >= end || count == REPAIRS_MAX) return;
+        if (from < (p ? p->log.tail : b->log.tail) || on_its_way ||
             e->bitmap[i / 8] >> i % 8 & 1) continue;
-        bus_send_data(s, from, to < b->sent ? to : b->sent);
+        bus_send_data(s, p, from, to < end ? to : end);
         s->counters[BUS_REPAIRS]++;
         count++;
     }
@@ -1205,7 +1220,7 @@ static void bus_repair(struct server *s, const struct entry *e) {
 
 /* Goes on at `offset`, which is between two records. */
 static void peer_skip(struct peer *p, uint64_t offset) {
-    p->need = p->told = offset;
+    p->log.tail = p->log.head = p->told = offset;
     memset(p->filled, 0, sizeof p->filled);
     p->filled[offset / BLOCK % WINDOW_BLOCKS] = offset % BLOCK;
     buffer_clear(&p->record);
@@ -1219,18 +1234,18 @@ static bool peer_next(struct server *s, struct peer *p) {
         size_t goal = sizeof(struct record);
         if (record->size >= goal) goal = record_size(record->bytes);
         if (record->size == goal) return true;
-        uint16_t *filled = &p->filled[p->need / BLOCK % WINDOW_BLOCKS];
-        size_t n = *filled - p->need % BLOCK, left = goal - record->size;
-        if (goal > 0 && *filled <= p->need % BLOCK) return false;
+        uint16_t *filled = &p->filled[p->log.head / BLOCK % WINDOW_BLOCKS];
+        size_t n = *filled - p->log.head % BLOCK, left = goal - record->size;
+        if (goal > 0 && *filled <= p->log.head % BLOCK) return false;
         if (n > left) n = left;
-        buffer_add(record, p->window + p->need % WINDOW, n);
+        buffer_add(record, log_at(&p->log, p->log.head), n);
         if (goal == 0 || record->failed) {
             bus_error(s, "a stream without sense or end, skipped");
             peer_skip(p, p->head); /* always between two records */
             return false;
         }
-        p->need += n;
-        if (p->need % BLOCK == 0) *filled = 0; /* for a block to come */
+        p->log.head += n;
+        if (p->log.head % BLOCK == 0) *filled = 0; /* for a block to come */
     }
 }
 
@@ -1238,7 +1253,7 @@ static bool peer_next(struct server *s, struct peer *p) {
  * from several in order of post time? */
 static bool peer_lags(const struct server *s, const struct peer *p) {
     if (s->now >= s->bus.catch_up_end) return false;
-    return p->joined ? p->need < p->old : s->now - p->heard < SECOND;
+    return p->joined ? p->log.head < p->old : s->now - p->heard < SECOND;
 }
 
 static bool bus_catching_up(const struct server *s) {
@@ -1303,17 +1318,21 @@ static void bus_deliver(struct server *s) {
 
 static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
                         size_t size) {
-    uint64_t block = d->offset / BLOCK, ahead = block - p->need / BLOCK;
+    struct log *log = &p->log;
+    uint64_t block = d->offset / BLOCK, ahead = block - log->head / BLOCK;
     uint64_t start = d->offset % BLOCK, end = start + size;
     uint16_t *filled = &p->filled[block % WINDOW_BLOCKS];
     if (!p->joined) return;
     if (d->head > p->head) p->head = d->head;
-    if (ahead < WINDOW_BLOCKS && start <= *filled && end > *filled) {
-        memcpy(p->window + d->offset % WINDOW, d->bytes, size);
-        *filled = (uint16_t)end;
-    }
     if (s->bus.beat_at > s->now + RECEIPT_TIME)
         s->bus.beat_at = s->now + RECEIPT_TIME;
+    if (ahead >= WINDOW_BLOCKS || start > *filled || end <= *filled) return;
+    while (log->tail < log->head && log->tail + log->size < d->offset + size) {
+        if (log->head - log->tail < sizeof(struct record)) return;
+        log->tail += record_size(log_at(log, log->tail)); /* what it covers */
+    }
+    memcpy(log_at(log, d->offset), d->bytes, size);
+    *filled = (uint16_t)end;
 }
 
 static void peer_alive(struct server *s, struct peer *p, bool alive) {
@@ -1333,36 +1352,7 @@ static void peer_join(struct server *s, struct peer *p) {
     p->acked = s->bus.log.tail;
     p->old = p->head;
     peer_skip(p, met ? p->head : p->tail);
-    if (p->need < p->old) s->bus.catch_up_end = s->now + CATCH_UP_TIME;
-}
-
-static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
-                          size_t size) {
-    struct bus *b = &s->bus;
-    bool fresh = false;
-    if (d->time <= p->time) return; /* overtaken, or a recording */
-    p->time = d->time;
-    p->tail = d->tail;
-    if (d->head > p->head) p->head = d->head;
-    for (size_t i = 0; i < size / sizeof *d->known; i++) {
-        struct entry *e = &d->known[i];
-        int64_t age = (int64_t)((uint64_t)s->now - e->echo);
-        if (e->id != b->id || e->need > b->log.head) continue;
-        fresh = age < ECHO_TIME && age > -SECOND;
-        if (!p->joined && fresh) peer_join(s, p);
-        if (!p->joined) continue;
-        if (e->need > p->acked) {
-            p->acked = e->need;
-            p->progress = s->now;
-        }
-        if (e->need < b->log.tail) b->answer = true; /* it must skip */
-        bus_repair(s, e);
-    }
-    if (fresh || !p->joined) p->heard = s->now;
-    if (fresh) peer_alive(s, p, d->kind != LEAVE);
-    if (!p->joined) b->answer = true; /* so that it hears of an echo */
-    if (p->joined && p->need < p->tail) peer_skip(p, p->tail);
-    if (b->answer) bus_ask(s, random() % ASK_JITTER);
+    if (p->log.head < p->old) s->bus.catch_up_end = s->now + CATCH_UP_TIME;
 }
 
 static void peer_forget(struct server *s, struct peer *p) {
@@ -1371,6 +1361,7 @@ static void peer_forget(struct server *s, struct peer *p) {
     *link = p->next;
     peer_alive(s, p, false);
     buffer_clear(&p->record);
+    log_close(&p->log);
     free(p);
 }
 
@@ -1386,11 +1377,67 @@ static struct peer *bus_peer(struct server *s, uint64_t id, bool make) {
     if (!make || (count == PEERS_MAX && !dead)) return NULL;
     if (count == PEERS_MAX) peer_forget(s, dead);
     struct peer *p = calloc(1, sizeof *p);
-    if (p == NULL) return NULL;
+    if (!p || !log_open(&p->log, WINDOW)) {
+        free(p);
+        return NULL;
+    }
     p->id = id;
     p->next = s->bus.peers;
     s->bus.peers = p;
     return p;
+}
+
+/* A peer has told what it has of our stream. */
+static void bus_receipt_in(struct server *s, struct peer *p,
+                           const struct entry *e) {
+    if (e->need > s->bus.log.head) return;
+    if (e->need > p->acked) {
+        p->acked = e->need;
+        p->progress = s->now;
+    }
+    if (e->need < s->bus.log.tail) s->bus.answer = true; /* it must skip */
+    bus_repair(s, NULL, e);
+}
+
+/* A peer that is alive has told what it has of another's stream. Who is new
+ * learns so of those that are silent; who has more of it than it, helps. */
+static void bus_hearsay_in(struct server *s, const struct entry *e) {
+    bool news = s->now < CATCH_UP_TIME && e->tail < e->need;
+    struct peer *other = bus_peer(s, e->id, news);
+    if (!other) return;
+    if (!other->joined && other->time == 0 && e->need > other->head) {
+        other->tail = e->tail;
+        other->head = e->need;
+    }
+    if (!other->joined || e->need < other->log.tail ||
+        (other->alive && s->now - other->heard < HOLD_TIME)) return;
+    if (random() % (long)s->counters[BUS_PEERS] == 0) /* one of us will do */
+        bus_repair(s, other, e);
+}
+
+static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
+                          size_t size) {
+    struct bus *b = &s->bus;
+    struct entry *end = d->known + size / sizeof *d->known;
+    bool fresh = false;
+    if (d->time <= p->time) return; /* overtaken, or a recording */
+    p->time = d->time;
+    p->tail = d->tail;
+    if (d->head > p->head) p->head = d->head;
+    for (struct entry *e = d->known; e < end; e++) {
+        int64_t age = (int64_t)((uint64_t)s->now - e->echo);
+        if (e->id != b->id) continue;
+        fresh = age < ECHO_TIME && age > -SECOND;
+        if (fresh && !p->joined) peer_join(s, p);
+        if (p->joined) bus_receipt_in(s, p, e);
+    }
+    if (fresh || !p->joined) p->heard = s->now;
+    if (fresh) peer_alive(s, p, d->kind != LEAVE);
+    for (struct entry *e = d->known; p->alive && e < end; e++)
+        if (e->id != b->id && e->id != 0) bus_hearsay_in(s, e);
+    if (!p->joined) b->answer = true; /* so that it hears of an echo */
+    if (p->joined && p->log.head < p->tail) peer_skip(p, p->tail);
+    if (b->answer) bus_ask(s, random() % ASK_JITTER);
 }
 
 static void bus_datagram_in(struct server *s, struct datagram *d, size_t size) {
@@ -1429,8 +1476,10 @@ static int64_t bus_tick(struct server *s) {
     if (b->fd < 0) return INT64_MAX;
     for (struct peer *p = b->peers, *next; p; p = next) {
         next = p->next;
-        missing |= p->alive && p->need < p->head;
-        if (p->need - p->told >= WINDOW / 4) b->answer = true, bus_ask(s, 0);
+        if (!p->joined && p->time == 0 && s->now >= HELLO_TIME)
+            peer_join(s, p); /* to what others hold of it, see above */
+        missing |= p->log.head < p->head && (p->alive || peer_lags(s, p));
+        if (p->log.head - p->told >= WINDOW / 4) b->answer = true, bus_ask(s, 0);
         if (s->now - p->heard >= ALIVE_TIME) peer_alive(s, p, false);
         if (s->now - p->heard >= PEER_TIME) peer_forget(s, p);
     }
