@@ -157,12 +157,13 @@ static void buffer_clear(struct buffer *b) {
 }
 
 /* Appends text with all but letters, digits and `safe` in a printf format,
- * and so harmless in HTML ("&#%d;", UTF-8 stays as it is) or a URL. */
-static void buffer_escape(struct buffer *b, const char *text,
-                          const char *safe, const char *format) {
-    for (; *text; text++) {
-        unsigned char c = (unsigned char)*text;
-        bool plain = isalnum(c) || strchr(safe, c) || (c > 127 && *format == '&');
+ * and so harmless in HTML ("&#%d;", UTF-8 stays as it is), a URL or a log. */
+static void buffer_escape(struct buffer *b, struct text t, const char *safe,
+                          const char *format) {
+    for (size_t i = 0; i < t.size; i++) {
+        unsigned char c = (unsigned char)t.at[i];
+        bool plain = isalnum(c) || (c > 0 && c < 128 && strchr(safe, c)) ||
+                     (c > 127 && *format == '&');
         buffer_print(b, plain ? "%c" : format, c);
     }
 }
@@ -420,6 +421,7 @@ static const char *const header_names[HEADERS] = {
     "Sec-WebSocket-Key", "Sec-WebSocket-Version"};
 
 struct request {
+    struct client *client;
     char copy[HEADER_MAX + 1]; /* of line and headers, cut into strings */
     const char *method, *path, *query, *header[HEADERS]; /* NULL: not there */
     struct text line;          /* as it came, for the log */
@@ -501,8 +503,10 @@ static int request_header(struct request *r, char *line) {
         if (list_has(value, "keep-alive")) r->keep_alive = true;
         if (list_has(value, "close")) r->keep_alive = false;
     }
-    if (!strcasecmp(line, "Upgrade")) r->websocket |= list_has(value, "websocket");
-    if (!strcasecmp(line, "Expect")) r->expects = list_has(value, "100-continue");
+    if (!strcasecmp(line, "Upgrade"))
+        r->websocket |= list_has(value, "websocket");
+    if (!strcasecmp(line, "Expect"))
+        r->expects = list_has(value, "100-continue");
     return 0;
 }
 
@@ -790,8 +794,8 @@ static void client_watch(struct server *s, struct client *c) {
 }
 
 /* Sends what the kernel takes; returns how much that was. */
-static size_t client_send(struct server *s, struct client *c,
-                          const void *bytes, size_t size) {
+static size_t client_send(struct server *s, struct client *c, const void *bytes,
+                          size_t size) {
     ssize_t n = send(c->fd, bytes, size, MSG_NOSIGNAL);
     if (n < 0 && errno != EAGAIN && errno != EINTR) client_kill(s, c);
     c->blocked = n < (ssize_t)size;
@@ -910,8 +914,8 @@ static struct channel *channel_get(struct server *s, struct text name) {
 }
 
 /* Puts a client into the channel, `offset` being its cursor. */
-static void channel_join(struct server *s, struct channel *ch,
-                         struct client *c, uint64_t offset) {
+static void channel_join(struct server *s, struct channel *ch, struct client *c,
+                         uint64_t offset) {
     channel_insert(ch, c);
     ch->swept = false;
     c->cursor = c->boundary = offset;
@@ -1010,8 +1014,9 @@ static void channel_append(struct server *s, struct channel *ch, int opcode,
  * Promised: instances that live lose nothing (but what is larger than their
  * own -m), and each sender's messages come in order. Not promised: one order
  * between senders, delivery to who is silent for longer than a log lasts (it
- * is told how much it missed), and secrecy (use a tunnel). A recording is no danger: DATA counts only from a
- * peer whose STATUS has echoed a recent time of ours, and never twice.
+ * is told how much it missed), and secrecy (use a tunnel). A recording is no
+ * danger: DATA counts only from a peer whose STATUS has echoed a recent time
+ * of ours (or that such a peer tells us of), and never twice.
  */
 enum { DATA = 1, STATUS, LEAVE };
 #define ASK_TIME 10             /* between requests while bytes are missing */
@@ -1479,7 +1484,10 @@ static int64_t bus_tick(struct server *s) {
         if (!p->joined && p->time == 0 && s->now >= HELLO_TIME)
             peer_join(s, p); /* to what others hold of it, see above */
         missing |= p->log.head < p->head && (p->alive || peer_lags(s, p));
-        if (p->log.head - p->told >= WINDOW / 4) b->answer = true, bus_ask(s, 0);
+        if (p->log.head - p->told >= WINDOW / 4) {
+            b->answer = true;
+            bus_ask(s, 0);
+        }
         if (s->now - p->heard >= ALIVE_TIME) peer_alive(s, p, false);
         if (s->now - p->heard >= PEER_TIME) peer_forget(s, p);
     }
@@ -1525,7 +1533,8 @@ static void bus_resolve(struct bus *b, const char *value) {
 /* Joins the multicast group on the interface. */
 static void bus_join_group(struct server *s, int interface) {
     struct bus *b = &s->bus;
-    int on = 1, off = 0, ttl = s->option['t'] ? atoi(s->option['t']) : b->leaves;
+    int on = 1, off = 0;
+    int ttl = s->option['t'] ? atoi(s->option['t']) : b->leaves;
     struct ip_mreqn member = {b->to->sin_addr, {0}, interface};
     /* Several instances on one machine share the port; ... */
     setsockopt(b->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -1664,23 +1673,20 @@ struct response {
 };
 
 /* One line in the Common Log Format. */
-static void log_request(struct server *s, struct client *c,
-                        struct request *r, const struct response *a) {
+static void log_request(struct server *s, struct request *r,
+                        const struct response *a) {
     struct sockaddr_storage from;
     socklen_t size = sizeof from;
     char name[INET6_ADDRSTRLEN] = "-", date[40];
     struct buffer line = {0};
     time_t now = time(NULL);
     if (s->option['q']) return;
-    getpeername(c->fd, (struct sockaddr *)&from, &size);
+    getpeername(r->client->fd, (struct sockaddr *)&from, &size);
     getnameinfo((struct sockaddr *)&from, size, name, sizeof name, NULL, 0,
                 NI_NUMERICHOST);
     strftime(date, sizeof date, "%d/%b/%Y:%H:%M:%S %z", localtime(&now));
-    for (size_t i = 0; i < r->line.size; i++) { /* no control characters */
-        unsigned char b = (unsigned char)r->line.at[i];
-        bool plain = b >= ' ' && b < 0x7F && b != '"' && b != '\\';
-        buffer_print(&line, plain ? "%c" : "\\x%02x", b);
-    }
+    buffer_escape(&line, r->line, " !#$%&'()*+,-./:;<=>?@[]^_`{|}~",
+                  "\\x%02x");
     printf("%s - - [%s] \"%.*s\" %.3s %zu\n",
            strncmp(name, "::ffff:", 7) ? name : name + 7, date,
            (int)line.size, line.size ? line.bytes : "", a->status,
@@ -1696,9 +1702,9 @@ static void http_date(char date[40], time_t time) {
 }
 
 /* Queues an answer, and logs it. */
-static void respond(struct server *s, struct client *c, struct request *r,
-                    struct response a) {
+static void respond(struct server *s, struct request *r, struct response a) {
     char date[40];
+    struct client *c = r->client;
     bool head = r->method && !strcmp(r->method, "HEAD");
     http_date(date, time(NULL));
     buffer_print(&c->out, "HTTP/1.1 %s\r\nDate: %s\r\n%s", a.status, date,
@@ -1714,18 +1720,16 @@ static void respond(struct server *s, struct client *c, struct request *r,
     if (a.body.at && !head) buffer_add(&c->out, a.body.at, a.body.size);
     if (c->out.failed) client_kill(s, c);
     if (*a.status != '1' && !r->keep_alive) client_finish(s, c);
-    log_request(s, c, r, &a);
+    log_request(s, r, &a);
 }
 
-static void respond_text(struct server *s, struct client *c,
-                         struct request *r, const char *status,
-                         const char *text) {
-    respond(s, c, r, (struct response){status, PLAIN, NULL, text_of(text)});
+static void respond_text(struct server *s, struct request *r,
+                         const char *status, const char *text) {
+    respond(s, r, (struct response){status, PLAIN, NULL, text_of(text)});
 }
 
 /* Answers a request that cannot be read any further, and closes. */
-static void respond_error(struct server *s, struct client *c,
-                          struct request *r, int status) {
+static void respond_error(struct server *s, struct request *r, int status) {
     const char *text = status == 408   ? "408 Request Timeout"
                        : status == 413 ? "413 Content Too Large"
                        : status == 431 ? "431 Request Header Fields Too Large"
@@ -1733,22 +1737,20 @@ static void respond_error(struct server *s, struct client *c,
                        : status == 505 ? "505 HTTP Version Not Supported"
                                        : "400 Bad Request";
     r->keep_alive = false;
-    respond_text(s, c, r, text, text + 4);
+    respond_text(s, r, text, text + 4);
 }
 
-static void respond_buffer(struct server *s, struct client *c,
-                           struct request *r, const char *type,
-                           struct buffer *b) {
+static void respond_buffer(struct server *s, struct request *r,
+                           const char *type, struct buffer *b) {
     struct text body = {b->bytes, b->size};
-    if (b->failed) client_kill(s, c);
-    else respond(s, c, r, (struct response){"200 OK", type, NULL, body});
+    if (b->failed) client_kill(s, r->client);
+    else respond(s, r, (struct response){"200 OK", type, NULL, body});
     buffer_clear(b);
 }
 
 /* May a page from there talk to us? Its host must be ours, or allowed. If
  * not, it has been answered so. */
-static bool request_origin(struct server *s, struct client *c,
-                           struct request *r) {
+static bool request_origin(struct server *s, struct request *r) {
     const char *origin = r->header[ORIGIN], *host = r->header[HOST];
     if (!origin) return true; /* no browser */
     for (int i = 0; i < s->origin_count; i++)
@@ -1756,40 +1758,39 @@ static bool request_origin(struct server *s, struct client *c,
             return true;
     const char *slashes = strstr(origin, "://");
     if (slashes && host && !strcasecmp(slashes + 3, host)) return true;
-    respond_text(s, c, r, "403 Forbidden", "this origin is not allowed");
+    respond_text(s, r, "403 Forbidden", "this origin is not allowed");
     return false;
 }
 
 /* Answers /send; if the message has to wait for room, not now. */
-static void answer_send(struct server *s, struct client *c,
-                        struct request *r) {
+static void answer_send(struct server *s, struct request *r) {
     char decoded[HEADER_MAX];
     struct text message = {r->body, (size_t)r->length};
-    if (!request_origin(s, c, r)) return;
+    if (!request_origin(s, r)) return;
     bool post = !strcmp(r->method, "POST");
     ssize_t size = query_get(r->query, "message", decoded);
     if (size < 0 && !post) {
-        respond_text(s, c, r, "400 Bad Request",
+        respond_text(s, r, "400 Bad Request",
                      size == -1 ? "?message not provided" : "bad %XX");
         return;
     }
     if (size >= 0 && (!post || r->length == 0))
         message = (struct text){decoded, (size_t)size};
-    if (message.size > s->max_message || !utf8_valid(message.at, message.size)) {
-        respond_text(s, c, r, "400 Bad Request", "not UTF-8, or too big");
+    if (message.size > s->max_message ||
+        !utf8_valid(message.at, message.size)) {
+        respond_text(s, r, "400 Bad Request", "not UTF-8, or too big");
         return;
     }
     struct channel *ch = channel_get(s, r->channel);
     if (!ch)
-        respond_text(s, c, r, "503 Service Unavailable", "too many channels");
+        respond_text(s, r, "503 Service Unavailable", "too many channels");
     else if (strcmp(r->method, "HEAD") && !server_post(s, ch, TEXT, message))
-        client_wait(s, c);
+        client_wait(s, r->client);
     else
-        respond_text(s, c, r, "200 OK", "message sent");
+        respond_text(s, r, "200 OK", "message sent");
 }
 
-static void answer_messages(struct server *s, struct client *c,
-                            struct request *r) {
+static void answer_messages(struct server *s, struct request *r) {
     struct buffer b = {0};
     struct text payload;
     struct channel *ch = channel_find(s, r->channel);
@@ -1807,11 +1808,10 @@ static void answer_messages(struct server *s, struct client *c,
         buffer_print(&b, "\"}");
     }
     buffer_add(&b, "]", 1);
-    respond_buffer(s, c, r, "application/json", &b);
+    respond_buffer(s, r, "application/json", &b);
 }
 
-static void answer_metrics(struct server *s, struct client *c,
-                           struct request *r) {
+static void answer_metrics(struct server *s, struct request *r) {
     static const char *const names[METRICS] = {
         "clients", "channels", "messages_received_total",
         "messages_sent_total", "bytes_received_total", "bytes_sent_total",
@@ -1823,7 +1823,7 @@ static void answer_metrics(struct server *s, struct client *c,
         buffer_print(&b, "# TYPE chat_%s %s\nchat_%s %llu\n", names[i],
                      strstr(names[i], "_total") ? "counter" : "gauge",
                      names[i], (unsigned long long)s->counters[i]);
-    respond_buffer(s, c, r, "text/plain; version=0.0.4", &b);
+    respond_buffer(s, r, "text/plain; version=0.0.4", &b);
 }
 
 /* Opens a file beneath a directory; the kernel sees to it that neither ".."
@@ -1859,39 +1859,40 @@ static int is_visible(const struct dirent *entry) {
 
 /* Lists a directory. scandir() takes a path, and the one safe path is "."
  * of a directory held open; nothing else here uses the working directory. */
-static void answer_listing(struct server *s, struct client *c,
-                           struct request *r, int dir) {
+static void answer_listing(struct server *s, struct request *r, int dir) {
     struct dirent **entries;
     struct buffer b = {0};
-    int count = fchdir(dir) ? -1 : scandir(".", &entries, is_visible, alphasort);
+    int count = -1;
+    if (!fchdir(dir)) count = scandir(".", &entries, is_visible, alphasort);
     if (count < 0) {
-        respond_text(s, c, r, "404 Not Found", "not found");
+        respond_text(s, r, "404 Not Found", "not found");
         return;
     }
     buffer_print(&b, "<!doctype html>\n<meta charset=\"utf-8\">\n<title>");
-    buffer_escape(&b, r->path, "/.-_", "&#%d;");
+    buffer_escape(&b, text_of(r->path), "/.-_", "&#%d;");
     buffer_print(&b, "</title>\n<ul>\n<li><a href=\"../\">..</a>\n");
     for (int i = 0; i < count; i++) {
+        struct text name = text_of(entries[i]->d_name);
         const char *slash = entries[i]->d_type == DT_DIR ? "/" : "";
         buffer_print(&b, "<li><a href=\"./");
-        buffer_escape(&b, entries[i]->d_name, ".-_", "%%%02X");
+        buffer_escape(&b, name, ".-_", "%%%02X");
         buffer_print(&b, "%s\">", slash);
-        buffer_escape(&b, entries[i]->d_name, ".-_", "&#%d;");
+        buffer_escape(&b, name, ".-_", "&#%d;");
         buffer_print(&b, "%s</a>\n", slash);
         free(entries[i]);
     }
     free(entries);
     buffer_print(&b, "</ul>\n");
-    respond_buffer(s, c, r, HTML, &b);
+    respond_buffer(s, r, HTML, &b);
 }
 
 /* Answers with an open regular file, which from here on is the client's. */
-static void answer_open_file(struct server *s, struct client *c,
-                             struct request *r, const char *path) {
+static void answer_open_file(struct server *s, struct request *r,
+                             const char *path) {
     struct stat status;
     struct tm since = {0};
     char date[40], headers[80] = "";
-    fstat(c->file, &status); /* cannot fail, because it is open */
+    fstat(r->client->file, &status); /* cannot fail, because it is open */
     http_date(date, status.st_mtime);
     if (*date) snprintf(headers, sizeof headers, "Last-Modified: %s\r\n", date);
     const char *end = !r->header[SINCE] ? NULL :
@@ -1900,27 +1901,27 @@ static void answer_open_file(struct server *s, struct client *c,
     if (!end || *end || timegm(&since) < status.st_mtime)
         a = (struct response){"200 OK", mime_type(path), headers,
                               {NULL, (size_t)status.st_size}};
-    c->cursor = 0;
-    c->boundary = strcmp(r->method, "HEAD") ? a.body.size : 0;
-    respond(s, c, r, a);
+    r->client->cursor = 0;
+    r->client->boundary = strcmp(r->method, "HEAD") ? a.body.size : 0;
+    respond(s, r, a);
 }
 
 /* A directory's address ends with a slash, so that the links in its page
  * lead into it. ("//host" would lead elsewhere: one slash in front.) */
-static void answer_redirect(struct server *s, struct client *c,
-                            struct request *r) {
+static void answer_redirect(struct server *s, struct request *r) {
     struct buffer headers = {0};
     buffer_print(&headers, "Location: /");
-    buffer_escape(&headers, r->path + strspn(r->path, "/"), "/.-_~", "%%%02X");
+    buffer_escape(&headers, text_of(r->path + strspn(r->path, "/")), "/.-_~",
+                  "%%%02X");
     buffer_print(&headers, "/%s%s\r\n", *r->query ? "?" : "", r->query);
-    if (headers.failed) client_kill(s, c);
-    else respond(s, c, r, (struct response){"301 Moved Permanently", PLAIN,
+    if (headers.failed) client_kill(s, r->client);
+    else respond(s, r, (struct response){"301 Moved Permanently", PLAIN,
                                             headers.bytes, text_of("moved")});
     buffer_clear(&headers);
 }
 
 /* A name that begins with a dot (".." or hidden) is not there. */
-static void answer_file(struct server *s, struct client *c, struct request *r) {
+static void answer_file(struct server *s, struct request *r) {
     const char *path = r->path + strspn(r->path, "/");
     struct stat status = {0};
     errno = ENOENT;
@@ -1929,27 +1930,27 @@ static void answer_file(struct server *s, struct client *c, struct request *r) {
     bool full = fd < 0 && (errno == EMFILE || errno == ENFILE);
     if (fd >= 0) fstat(fd, &status);
     if (S_ISDIR(status.st_mode) && r->path[strlen(r->path) - 1] != '/') {
-        answer_redirect(s, c, r);
+        answer_redirect(s, r);
         close(fd);
         return;
     }
     if (S_ISDIR(status.st_mode)) {
         int dir = fd;
         fd = open_beneath(dir, "index.html");
-        if (fd < 0) answer_listing(s, c, r, dir);
+        if (fd < 0) answer_listing(s, r, dir);
         close(dir);
         if (fd < 0) return;
         fstat(fd, &status);
         path = "index.html";
     }
     if (S_ISREG(status.st_mode)) {
-        c->file = fd;
-        answer_open_file(s, c, r, path);
+        r->client->file = fd;
+        answer_open_file(s, r, path);
         return;
     }
     if (fd >= 0) close(fd);
-    if (full) respond_text(s, c, r, "503 Service Unavailable", "too busy");
-    else respond_text(s, c, r, "404 Not Found", "not found");
+    if (full) respond_text(s, r, "503 Service Unavailable", "too busy");
+    else respond_text(s, r, "404 Not Found", "not found");
 }
 
 /* ---- 12. WebSocket: conversations ---------------------------------------
@@ -1985,12 +1986,13 @@ static bool key_valid(const char *key) {
 }
 
 /* Upgrades the connection and puts the client into its channel. */
-static void websocket_begin(struct server *s, struct client *c,
-                            struct request *r, struct channel *ch) {
+static void websocket_begin(struct server *s, struct request *r,
+                            struct channel *ch) {
     static const char guid[] = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     char text[80];
     uint8_t digest[SHA1_SIZE];
     struct buffer headers = {0};
+    struct client *c = r->client;
     snprintf(text, sizeof text, "%s%s", r->header[WS_KEY], guid);
     sha1_end(sha1_start, text, strlen(text), digest);
     buffer_print(&headers, "Upgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -1998,7 +2000,7 @@ static void websocket_begin(struct server *s, struct client *c,
     buffer_base64(&headers, digest, sizeof digest);
     buffer_print(&headers, "\r\n");
     if (headers.failed) client_kill(s, c);
-    else respond(s, c, r, (struct response){"101 Switching Protocols", NULL,
+    else respond(s, r, (struct response){"101 Switching Protocols", NULL,
                                             headers.bytes, {0}});
     buffer_clear(&headers);
     uint64_t offset = ch->log.head;
@@ -2013,23 +2015,22 @@ static void websocket_begin(struct server *s, struct client *c,
     channel_join(s, ch, c, offset);
 }
 
-static void websocket_open(struct server *s, struct client *c,
-                           struct request *r) {
+static void websocket_open(struct server *s, struct request *r) {
     char history[HEADER_MAX] = "";
     const char *version = r->header[WS_VERSION];
     bool asked = query_get(r->query, "history", history) != -1;
     r->history = asked ? parse_number(history) : -1;
     if (!version || strcmp(version, "13")) {
-        respond(s, c, r, (struct response){"426 Upgrade Required", PLAIN,
+        respond(s, r, (struct response){"426 Upgrade Required", PLAIN,
             "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n",
             text_of("this server speaks version 13")});
     } else if (!r->upgrade || !key_valid(r->header[WS_KEY]) ||
                r->old || (asked && r->history < 0)) {
-        respond_text(s, c, r, "400 Bad Request", "not a WebSocket handshake");
-    } else if (request_origin(s, c, r)) {
+        respond_text(s, r, "400 Bad Request", "not a WebSocket handshake");
+    } else if (request_origin(s, r)) {
         struct channel *ch = channel_get(s, r->channel);
-        if (ch) websocket_begin(s, c, r, ch);
-        else respond_text(s, c, r, "503 Service Unavailable", "too busy");
+        if (ch) websocket_begin(s, r, ch);
+        else respond_text(s, r, "503 Service Unavailable", "too busy");
     }
 }
 
@@ -2130,30 +2131,29 @@ static bool websocket_step(struct server *s, struct client *c,
  * it. Handlers only mark a client dead; server_reap frees, when no event of
  * the round can name it any more.
  */
-static void client_answer(struct server *s, struct client *c,
-                          struct request *r) {
+static void client_answer(struct server *s, struct request *r) {
     bool send = !strcmp(r->path, "/send"), get = !strcmp(r->method, "GET");
     if (s->stopping) r->keep_alive = false;
     if (!get && strcmp(r->method, "HEAD") &&
         !(send && !strcmp(r->method, "POST")))
-        respond(s, c, r, (struct response){"405 Method Not Allowed", PLAIN,
+        respond(s, r, (struct response){"405 Method Not Allowed", PLAIN,
             send ? "Allow: GET, HEAD, POST\r\n" : "Allow: GET, HEAD\r\n",
             text_of("method not allowed")});
     else if (get && r->websocket)
-        websocket_open(s, c, r);
+        websocket_open(s, r);
     else if (send)
-        answer_send(s, c, r);
+        answer_send(s, r);
     else if (!strcmp(r->path, "/messages"))
-        answer_messages(s, c, r);
+        answer_messages(s, r);
     else if (!strcmp(r->path, "/metrics") && s->option['M'])
-        answer_metrics(s, c, r);
+        answer_metrics(s, r);
     else if (s->dir >= 0)
-        answer_file(s, c, r);
+        answer_file(s, r);
     else if (!strcmp(r->path, "/"))
-        respond(s, c, r, (struct response){"200 OK", HTML, PAGE_POLICY,
+        respond(s, r, (struct response){"200 OK", HTML, PAGE_POLICY,
             {page_start, (size_t)(page_end - page_start)}});
     else
-        respond_text(s, c, r, "404 Not Found", "not found");
+        respond_text(s, r, "404 Not Found", "not found");
 }
 
 /* Handles one request. False when there is nothing to go on with. */
@@ -2167,9 +2167,10 @@ static bool client_request(struct server *s, struct client *c,
         return true;
     }
     int size = left > 0 ? request_parse(bytes, left, &r) : 0;
+    r.client = c;
     if (size == 0) return false;
     if (size < 0 || r.length > (int64_t)s->max_message) {
-        respond_error(s, c, &r, size < 0 ? -size : 413);
+        respond_error(s, &r, size < 0 ? -size : 413);
         return false;
     }
     if (left - r.size < (size_t)r.length) { /* the body is still to come */
@@ -2178,7 +2179,7 @@ static bool client_request(struct server *s, struct client *c,
             buffer_print(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
         return false;
     }
-    client_answer(s, c, &r);
+    client_answer(s, &r);
     if (!c->waiting) in->next += r.size + (size_t)r.length;
     return !c->waiting;
 }
@@ -2268,7 +2269,7 @@ static void client_event(struct server *s, struct client *c, uint32_t events) {
 /* Its deadline has come: a silent one is asked for a sign of life, a half
  * request is answered, else that was it. */
 static void client_timeout(struct server *s, struct client *c) {
-    struct request r = {0};
+    struct request r = {.client = c};
     bool sending = c->out.size > 0 || c->file >= 0;
     if (c->closing || (c->websocket ? c->pinged : sending || !c->in)) {
         client_kill(s, c);
@@ -2277,7 +2278,7 @@ static void client_timeout(struct server *s, struct client *c) {
     c->pinged = true;
     c->deadline = s->now + PING_TIME;
     if (c->websocket) websocket_send(s, c, PING, (struct text){"", 0});
-    else respond_error(s, c, &r, 408);
+    else respond_error(s, &r, 408);
     client_flush(s, c);
 }
 
@@ -2424,7 +2425,7 @@ static const struct {
     {{"bus", 1, NULL, 'b'}, "BUS", "239.255.80.80:8081",
      "a multicast group, HOST:PORT,... or none"},
     {{"interface", 1, NULL, 'i'}, "NAME", "lo", "where the bus is, if a group"},
-    {{"ttl", 1, NULL, 't'}, "N", NULL, "routers the bus may pass; 0 on lo, else 1"},
+    {{"ttl", 1, NULL, 't'}, "N", NULL, "routers to pass; 0 on lo, else 1"},
     {{"secret", 1, NULL, 's'}, "FILE", NULL,
      "of the bus; or CHAT_SECRET; \"none\" for none"},
     {{"max-message", 1, NULL, 'm'}, "SIZE", "64K", "to 16M"},
@@ -2447,7 +2448,8 @@ static void usage(void) {
         char name[40], letter[] = "    ";
         int c = option_table[i].option.val;
         const char *value = option_table[i].value;
-        if (strchr(short_options, c)) memcpy(letter, (char[]){'-', (char)c, ','}, 3);
+        if (strchr(short_options, c))
+            snprintf(letter, sizeof letter, "-%c, ", c);
         snprintf(name, sizeof name, "--%s %s", option_table[i].option.name,
                  option_table[i].argument);
         printf("  %s%-20s  %s%s%s\n", letter, name, value ? value : "",
@@ -2575,9 +2577,8 @@ static void server_limits(struct server *s) {
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit); /* cannot fail */
     limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    getrlimit(RLIMIT_NOFILE, &limit);
     if (limit.rlim_cur > 1 << 20) limit.rlim_cur = 1 << 20;
+    setrlimit(RLIMIT_NOFILE, &limit);
     s->clients_size = limit.rlim_cur;
     size_t most = s->clients_size > 64 ? s->clients_size - 32 : 32;
     if (!s->max_clients || s->max_clients > most) s->max_clients = most;
