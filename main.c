@@ -105,6 +105,13 @@ static void fail(const char *what, const char *why) {
     exit(1);
 }
 
+/* A bad option: one line, exit 2. */
+__attribute__((noreturn))
+static void option_error(const char *option, const char *why) {
+    fprintf(stderr, "chat: %s: %s (see chat -h)\n", option, why);
+    exit(2);
+}
+
 /* For calls that must succeed at start. */
 static int must(int result, const char *call) {
     if (result < 0) fail(call, strerror(errno));
@@ -1514,20 +1521,24 @@ static int64_t bus_tick(struct server *s) {
     return b->ask_at && b->ask_at < next ? b->ask_at : next;
 }
 
-/* Resolves HOST:PORT,... into b->to; the options have checked the form. */
+/* Resolves HOST:PORT,... into b->to. */
 static void bus_resolve(struct bus *b, const char *value) {
-    char list[4 * KIB], *rest = list;
+    char *list = strdup(value), *rest = list;
     struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_DGRAM};
     struct addrinfo *found;
-    snprintf(list, sizeof list, "%s", value);
-    for (char *host; b->to_count < PEERS_MAX && (host = strsep(&rest, ","));) {
+    for (char *host; (host = strsep(&rest, ","));) {
         char *colon = strrchr(host, ':');
+        int64_t port = colon ? parse_number(colon + 1) : -1;
+        if (port < 1 || port > 65535 || colon == host)
+            option_error("bus", "not HOST:PORT,...");
+        if (b->to_count == PEERS_MAX) option_error("bus", "more than 64 peers");
         *colon = '\0';
         int error = getaddrinfo(host, colon + 1, &hints, &found);
         if (error) fail(host, gai_strerror(error));
         memcpy(&b->to[b->to_count++], found->ai_addr, sizeof *b->to);
         freeaddrinfo(found);
     }
+    free(list);
 }
 
 /* Joins the multicast group on the interface. */
@@ -2459,12 +2470,6 @@ static void usage(void) {
     exit(0);
 }
 
-__attribute__((noreturn))
-static void option_error(const char *option, const char *why) {
-    fprintf(stderr, "chat: %s: %s (see chat -h)\n", option, why);
-    exit(2);
-}
-
 static const char *option_name(int letter) {
     int i = 0;
     while (option_table[i].option.val != letter) i++;
@@ -2489,22 +2494,6 @@ static size_t option_number(struct server *s, int letter, int64_t low,
     return (size_t)(number * unit);
 }
 
-/* The bus is none, or a list of HOST:PORT. */
-static void option_bus(const char *value) {
-    char list[4 * KIB], *rest = list;
-    bool good = strlen(value) < sizeof list;
-    snprintf(list, sizeof list, "%s", value);
-    if (!strcmp(value, "none")) return;
-    int count = 0;
-    for (char *host; good && (host = strsep(&rest, ",")); count++) {
-        char *colon = strrchr(host, ':');
-        int64_t port = colon ? parse_number(colon + 1) : -1;
-        good = colon != host && port >= 1 && port <= 65535;
-    }
-    if (count > PEERS_MAX) option_error("bus", "more than 64 peers");
-    if (!good) option_error("bus", "bad value");
-}
-
 static void options_parse(struct server *s, int argc, char **argv) {
     struct option table[OPTIONS + 1] = {0};
     for (int i = 0; i < OPTIONS; i++) {
@@ -2525,7 +2514,6 @@ static void options_parse(struct server *s, int argc, char **argv) {
     if (s->option['h']) usage();
     if (s->option['V']) exit(printf("chat 1.0\n") < 0);
     if (optind < argc) option_error(argv[optind], "not an option");
-    option_bus(s->option['b']);
     option_number(s, 'p', 0, 65535);
     option_number(s, 't', 0, 255);
     s->max_message = option_number(s, 'm', 1, MESSAGE_MAX);
