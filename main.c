@@ -1343,7 +1343,8 @@ static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
         if (log->head - log->tail < sizeof(struct record)) return;
         log->tail += record_size(log_at(log, log->tail)); /* what it covers */
     }
-    memcpy(log_at(log, d->offset), d->bytes, size);
+    uint64_t known = *filled - start; /* and perhaps consumed already */
+    memcpy(log_at(log, d->offset + known), d->bytes + known, size - known);
     *filled = (uint16_t)end;
 }
 
