@@ -44,6 +44,10 @@ sanitize:
 	@$(MAKE) --no-print-directory test CHAT=build/sanitize/chat \
 	    BUILD=build/sanitize CFLAGS="$(SANITIZE) $(SHRUNK)" HARDEN=
 
+# Datagrams a message and latency on the bus, beside the simulated ones.
+bench: $(CHAT)
+	@CHAT=$(CHAT) test/bus.py --bench
+
 # What a target finds stays in build/. "make -j2 fuzz" runs two at a time.
 fuzz: $(FUZZ:%=fuzz-%)
 
@@ -68,4 +72,4 @@ clean:
 	rm -rf chat build
 
 .PRECIOUS: build/fuzz-%
-.PHONY: all run test sanitize fuzz static install clean
+.PHONY: all run test sanitize bench fuzz static install clean
