@@ -1089,7 +1089,7 @@ static bool datagram_valid(const struct datagram *d, size_t size) {
     if (d->kind == DATA) /* within the stream, and within one block */
         return size > 0 && d->offset <= d->head && size <= d->head - d->offset
                && d->offset % BLOCK + size <= BLOCK;
-    return (d->kind == STATUS || d->kind == LEAVE) &&
+    return (d->kind == STATUS || d->kind == LEAVE) && d->time > 0 &&
            size % sizeof(struct entry) == 0;
 }
 
@@ -1415,10 +1415,11 @@ static void bus_receipt_in(struct server *s, struct peer *p,
 /* A peer that is alive has told what it has of another's stream. Who is new
  * learns so of those that are silent; who has more of it than it, helps. */
 static void bus_hearsay_in(struct server *s, const struct entry *e) {
-    bool news = s->now < CATCH_UP_TIME && e->tail < e->need;
+    bool news = s->now < CATCH_UP_TIME && e->tail < e->need &&
+                e->need <= INT64_MAX;
     struct peer *other = bus_peer(s, e->id, news);
     if (!other) return;
-    if (!other->joined && other->time == 0 && e->need > other->head) {
+    if (news && !other->joined && e->need > other->head) {
         other->tail = e->tail;
         other->head = e->need;
     }
