@@ -1419,7 +1419,7 @@ static void bus_hearsay_in(struct server *s, const struct entry *e) {
                 e->need <= INT64_MAX;
     struct peer *other = bus_peer(s, e->id, news);
     if (!other) return;
-    if (news && !other->joined && e->need > other->head) {
+    if (news && !other->joined && !other->time && e->need > other->head) {
         other->tail = e->tail;
         other->head = e->need;
     }
@@ -2247,13 +2247,13 @@ static void client_process(struct server *s, struct client *c) {
 static void client_read(struct server *s, struct client *c) {
     struct input *in = c->in ? c->in : s->input;
     if (in->size == in->capacity) { /* only ever its own */
-        in = realloc(in, sizeof *in + in->capacity * 2);
-        if (!in) {
+        struct input *grown = realloc(in, sizeof *in + in->capacity * 2);
+        if (!grown) {
             client_kill(s, c);
             return;
         }
+        c->in = in = grown;
         in->capacity *= 2;
-        c->in = in;
     }
     ssize_t n = recv(c->fd, in->bytes + in->size, in->capacity - in->size, 0);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
