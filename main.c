@@ -752,7 +752,7 @@ struct server {
     struct client **clients; /* by descriptor */
     size_t clients_size, connections;
     struct channel *channels; /* the one used last is first */
-    struct client *waiting, *dead;
+    struct client *waiting, **waiting_end, *dead;
     struct bus bus;
     uint64_t counters[METRICS];
     struct input *input;     /* the shared read buffer */
@@ -866,8 +866,9 @@ static void client_finish(struct server *s, struct client *c) {
 /* Its message has to wait: tried again at the end of each round. */
 static void client_wait(struct server *s, struct client *c) {
     c->waiting = true;
-    c->next_waiting = s->waiting;
-    s->waiting = c;
+    c->next_waiting = NULL;
+    *s->waiting_end = c;
+    s->waiting_end = &c->next_waiting;
 }
 
 /* ---- 9. Channels --------------------------------------------------------
@@ -2234,7 +2235,9 @@ static void client_process(struct server *s, struct client *c) {
         while (more && !client_busy(c))
             more = c->websocket ? websocket_step(s, c, in)
                                 : client_request(s, c, in);
-        client_flush(s, c);
+        /* What it gets from a dirty channel goes out at the round's end. */
+        bool later = c->channel && c->channel->dirty && c->out.size == 0;
+        if (!later || client_busy(c)) client_flush(s, c);
         more = more && !client_busy(c);
     }
     if (!c->dead) client_keep(s, c, in);
@@ -2359,6 +2362,7 @@ static void server_reap(struct server *s) {
         struct client **link = &s->waiting;
         while (c->waiting && *link != c) link = &(*link)->next_waiting;
         if (c->waiting) *link = c->next_waiting;
+        if (c->waiting && !*link) s->waiting_end = link;
         s->clients[c->fd] = NULL;
         close(c->fd);
         if (c->file >= 0) close(c->file);
@@ -2370,16 +2374,33 @@ static void server_reap(struct server *s) {
     }
 }
 
+/* Those who wait try again, in their order; who got on and waits again goes
+ * to the end, so that each has its turn. */
+static void server_retry(struct server *s) {
+    struct client *queue = s->waiting, *moved = NULL, **moved_end = &moved;
+    s->waiting = NULL;
+    s->waiting_end = &s->waiting;
+    for (struct client *c = queue; c; c = queue) {
+        struct client **end = s->waiting_end;
+        uint64_t before = s->counters[RECEIVED];
+        queue = c->next_waiting;
+        c->waiting = false;
+        if (!c->dead) client_process(s, c);
+        if (!c->waiting || s->counters[RECEIVED] == before) continue;
+        *end = NULL;
+        s->waiting_end = end;
+        *moved_end = c;
+        moved_end = &c->next_waiting;
+    }
+    if (!moved) return;
+    *s->waiting_end = moved;
+    s->waiting_end = moved_end;
+}
+
 /* Lets out what came of this round, and does what is due by time. Returns
  * how long epoll may wait. */
 static int server_round_end(struct server *s) {
-    struct client *waiting = s->waiting;
-    s->waiting = NULL;
-    for (struct client *c = waiting; c; c = waiting) {
-        waiting = c->next_waiting;
-        c->waiting = false;
-        if (!c->dead) client_process(s, c);
-    }
+    server_retry(s);
     bus_deliver(s);
     bus_flush(s);
     for (struct channel *ch = s->channels; ch; ch = ch->next)
@@ -2593,6 +2614,7 @@ static void server_open(struct server *s) {
     s->signals = must(signalfd(-1, &signals, SFD_CLOEXEC), "signalfd");
     s->epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
     s->dir = -1;
+    s->waiting_end = &s->waiting;
     if (s->option['d'])
         s->dir = must(open(s->option['d'], O_PATH | O_DIRECTORY | O_CLOEXEC),
                       s->option['d']);

@@ -94,6 +94,7 @@ static void server_start(struct server *s) {
     s->input = malloc(sizeof *s->input + READ_SIZE);
     CHECK(s->epoll >= 0 && s->listener >= 0 && s->clients && s->input);
     *s->input = (struct input){.capacity = READ_SIZE};
+    s->waiting_end = &s->waiting;
 }
 
 static void server_end(struct server *s) {
