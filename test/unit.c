@@ -801,6 +801,7 @@ static void server_start(struct server *s) {
     *s = (struct server){.max_message = KIB, .history = 4 * KIB, .dir = -1,
                          .max_clients = 64, .clients_size = 256, .now = 1,
                          .listener = -1, .signals = -1, .bus.fd = -1};
+    s->waiting_end = &s->waiting;
     s->option['q'] = "";
     s->epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
     s->clients = calloc(s->clients_size, sizeof *s->clients);
