@@ -695,7 +695,7 @@ struct peer {
     struct peer *next;
     uint64_t id;           /* random, per start */
     int64_t heard;
-    bool joined;           /* it proved to be no recording: bus_status_in */
+    bool joined;           /* no recording: it proved so, or others say so */
     bool alive;            /* joined, and heard in the last 5 s */
     uint64_t time;         /* of its latest STATUS, by its own clock */
     uint64_t acked;        /* what it has of our stream ... */
@@ -1357,9 +1357,10 @@ static void peer_alive(struct server *s, struct peer *p, bool alive) {
             alive ? "joined" : "left");
 }
 
-/* Its STATUS has echoed a recent time of ours, so it is no recording. If
- * both have been up for longer than either remembers the other, its history
- * was shown here long ago, or is too late. */
+/* Its STATUS has echoed a recent time of ours, so it is no recording; or it
+ * is dead, and others that are alive hold the end of its stream. If both
+ * have been up for longer than either remembers the other, its history was
+ * shown here long ago, or is too late. */
 static void peer_join(struct server *s, struct peer *p) {
     bool met = (int64_t)p->time > PEER_TIME && s->now > PEER_TIME;
     p->joined = true;
@@ -1930,7 +1931,7 @@ static void answer_redirect(struct server *s, struct request *r) {
     buffer_print(&headers, "/%s%s\r\n", *r->query ? "?" : "", r->query);
     if (headers.failed) client_kill(s, r->client);
     else respond(s, r, (struct response){"301 Moved Permanently", PLAIN,
-                                            headers.bytes, text_of("moved")});
+                                         headers.bytes, text_of("moved")});
     buffer_clear(&headers);
 }
 
@@ -2015,7 +2016,7 @@ static void websocket_begin(struct server *s, struct request *r,
     buffer_print(&headers, "\r\n");
     if (headers.failed) client_kill(s, c);
     else respond(s, r, (struct response){"101 Switching Protocols", NULL,
-                                            headers.bytes, {0}});
+                                         headers.bytes, {0}});
     buffer_clear(&headers);
     uint64_t offset = ch->log.head;
     if (r->history >= 0) {
@@ -2447,7 +2448,7 @@ static void server_run(struct server *s) {
 
 /* ---- 14. Options and main ------------------------------------------------
  * One table makes the options, their defaults and the text of -h. Options
- * without a short form have a capital letter that getopt is not told.
+ * without a short form have a letter as well, which getopt is not told.
  */
 static const struct {
     struct option option; /* as getopt_long wants it */
