@@ -751,6 +751,7 @@ struct server {
     int64_t now, tick_at, accept_at, stop_at; /* since the start */
     struct client **clients; /* by descriptor */
     size_t clients_size, connections;
+    size_t clients_end;      /* no client's descriptor is that high */
     struct channel *channels; /* the one used last is first */
     struct client *waiting, **waiting_end, *dead;
     struct bus bus;
@@ -1903,19 +1904,17 @@ static void answer_listing(struct server *s, struct request *r, int dir) {
 
 /* Answers with an open regular file, which from here on is the client's. */
 static void answer_open_file(struct server *s, struct request *r,
-                             const char *path) {
-    struct stat status;
+                             const char *path, const struct stat *status) {
     struct tm since = {0};
     char date[40], headers[80] = "";
-    fstat(r->client->file, &status); /* cannot fail, because it is open */
-    http_date(date, status.st_mtime);
+    http_date(date, status->st_mtime);
     if (*date) snprintf(headers, sizeof headers, "Last-Modified: %s\r\n", date);
     const char *end = !r->header[SINCE] ? NULL :
         strptime(r->header[SINCE], "%a, %d %b %Y %H:%M:%S GMT", &since);
     struct response a = {"304 Not Modified", NULL, headers, {0}};
-    if (!end || *end || timegm(&since) < status.st_mtime)
+    if (!end || *end || timegm(&since) < status->st_mtime)
         a = (struct response){"200 OK", mime_type(path), headers,
-                              {NULL, (size_t)status.st_size}};
+                              {NULL, (size_t)status->st_size}};
     r->client->cursor = 0;
     r->client->boundary = strcmp(r->method, "HEAD") ? a.body.size : 0;
     respond(s, r, a);
@@ -1943,7 +1942,7 @@ static void answer_file(struct server *s, struct request *r) {
     int fd = strstr(r->path, "/.") ? -1
                                    : open_beneath(s->dir, *path ? path : ".");
     bool full = fd < 0 && (errno == EMFILE || errno == ENFILE);
-    if (fd >= 0) fstat(fd, &status);
+    if (fd >= 0) fstat(fd, &status); /* cannot fail, because it is open */
     if (S_ISDIR(status.st_mode) && r->path[strlen(r->path) - 1] != '/') {
         answer_redirect(s, r);
         close(fd);
@@ -1960,7 +1959,7 @@ static void answer_file(struct server *s, struct request *r) {
     }
     if (S_ISREG(status.st_mode)) {
         r->client->file = fd;
-        answer_open_file(s, r, path);
+        answer_open_file(s, r, path, &status);
         return;
     }
     if (fd >= 0) close(fd);
@@ -2314,6 +2313,7 @@ static void server_add(struct server *s, int fd) {
     c->deadline = s->now + REQUEST_TIME;
     s->clients[fd] = c;
     s->connections++;
+    if ((size_t)fd >= s->clients_end) s->clients_end = (size_t)fd + 1;
 }
 
 static void server_accept(struct server *s) {
@@ -2345,7 +2345,7 @@ static void server_stop(struct server *s) {
     s->stopping = true;
     s->stop_at = s->now + CLOSE_TIME;
     close(s->listener);
-    for (size_t fd = 0; fd < s->clients_size; fd++) {
+    for (size_t fd = 0; fd < s->clients_end; fd++) {
         struct client *c = s->clients[fd];
         if (!c || c->closing || c->dead) continue;
         if (c->websocket) websocket_close(s, c, 1001);
@@ -2409,7 +2409,7 @@ static int server_round_end(struct server *s) {
     int64_t next = bus_tick(s);
     if (s->now >= s->tick_at) {
         s->tick_at = s->now + SECOND;
-        for (size_t fd = 0; fd < s->clients_size; fd++)
+        for (size_t fd = 0; fd < s->clients_end; fd++)
             if (s->clients[fd] && s->now >= s->clients[fd]->deadline)
                 client_timeout(s, s->clients[fd]);
     }
@@ -2631,7 +2631,7 @@ static void server_open(struct server *s) {
 }
 
 static void server_close(struct server *s) {
-    for (size_t fd = 0; fd < s->clients_size; fd++)
+    for (size_t fd = 0; fd < s->clients_end; fd++)
         if (s->clients[fd]) client_kill(s, s->clients[fd]);
     server_reap(s);
     bus_close(s);
