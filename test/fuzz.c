@@ -335,7 +335,10 @@ void fuzz_path(const uint8_t *data, size_t size) {
     if (request_parse(line.bytes, line.size, &r) > 0) {
         r.client = &c;
         client_answer(&server, &r);
-        CHECK(!c.out.size || !memmem(c.out.bytes, c.out.size, ">.hid", 5));
+        /* Hidden names are not listed. (A redirect repeats the query.) */
+        bool moved = c.out.size && !strncmp(c.out.bytes, "HTTP/1.1 301", 12);
+        CHECK(!c.out.size || moved ||
+              !memmem(c.out.bytes, c.out.size, ">.hid", 5));
         if (c.file >= 0) path_check(&c);
         if (c.file >= 0) close(c.file);
     }
