@@ -76,6 +76,7 @@
 #define CHANNELS_MAX 1024          /* with and without clients */
 #define CHANNEL_NAME_MAX 64        /* bytes */
 #define EVENTS_MAX 1024            /* taken from epoll at once */
+#define SLICE 512                  /* clients of a channel sent to in a round */
 #define REQUEST_TIME (10 * SECOND) /* from connect to the headers' end */
 #define IDLE_TIME (60 * SECOND)    /* kept alive without a request */
 #define PING_TIME (30 * SECOND)    /* of silence before a ping, then again */
@@ -676,9 +677,10 @@ struct client {
 struct channel {
     struct channel *next;  /* used less lately */
     struct log log;        /* of frames */
-    uint64_t low;          /* no client's cursor is below ... */
-    bool swept;            /* ... and one is there: nothing moved since */
-    bool dirty;            /* there is something to flush */
+    struct client *at;     /* the next to flush; NULL: no pass is under way */
+    bool dirty;            /* more has come since the last pass began ... */
+    bool swept;            /* ... or nothing, and no cursor moved otherwise */
+    uint64_t low, next_low; /* no cursor is below; and after this pass */
     uint64_t lap;          /* see channel_room: bytes before this offset */
     int64_t lap_time;      /* ... were in the log at this time */
     struct client *clients;
@@ -771,6 +773,7 @@ static void client_kill(struct server *s, struct client *c) {
 }
 
 static void channel_insert(struct channel *ch, struct client *c) {
+    if (c->cursor < ch->next_low) ch->next_low = c->cursor;
     c->channel = ch;
     c->previous = NULL;
     c->next = ch->clients;
@@ -782,6 +785,7 @@ static void channel_insert(struct channel *ch, struct client *c) {
 static void channel_remove(struct client *c) {
     struct channel *ch = c->channel;
     if (ch == NULL) return;
+    if (ch->at == c) ch->at = c->next;
     if (c->next) c->next->previous = c->previous;
     if (c->previous) c->previous->next = c->next;
     else ch->clients = c->next;
@@ -925,9 +929,9 @@ static struct channel *channel_get(struct server *s, struct text name) {
 /* Puts a client into the channel, `offset` being its cursor. */
 static void channel_join(struct server *s, struct channel *ch, struct client *c,
                          uint64_t offset) {
+    c->cursor = c->boundary = offset;
     channel_insert(ch, c);
     ch->swept = false;
-    c->cursor = c->boundary = offset;
     if (offset < ch->low) ch->low = offset;
     /* Who starts with old messages gets the time to read them: a new lap,
      * but not so often that joining could hold a channel up for long. */
@@ -937,16 +941,24 @@ static void channel_join(struct server *s, struct channel *ch, struct client *c,
     }
 }
 
+/* Sends the new messages to the next SLICE clients. In a channel with more,
+ * a pass through all takes several rounds, so that its length holds up
+ * neither new input nor other channels. */
 static void channel_flush(struct server *s, struct channel *ch) {
-    uint64_t low = ch->log.head;
-    for (struct client *c = ch->clients, *next; c; c = next) {
-        next = c->next; /* a client that has finished leaves */
-        if (!c->blocked) client_flush(s, c);
-        if (!c->dead && c->channel == ch && c->cursor < low) low = c->cursor;
+    if (!ch->at) {
+        ch->at = ch->clients;
+        ch->next_low = ch->log.head;
+        ch->swept = true;
+        ch->dirty = false;
     }
-    ch->low = low;
-    ch->swept = true;
-    ch->dirty = false;
+    for (int i = 0; ch->at && i < SLICE; i++) {
+        struct client *c = ch->at;
+        ch->at = c->next; /* a client that has finished leaves */
+        if (!c->blocked) client_flush(s, c);
+        if (!c->dead && c->channel == ch && c->cursor < ch->next_low)
+            ch->next_low = c->cursor;
+    }
+    if (!ch->at) ch->low = ch->next_low;
 }
 
 /* Makes room for a message at the log's head. What clients were not sent yet
@@ -968,13 +980,15 @@ static bool channel_room(struct server *s, struct channel *ch, size_t size,
         ch->lap = log->head;
         ch->lap_time = s->now;
     }
-    if (ch->low < tail && !ch->swept) channel_flush(s, ch);
+    if (ch->low < tail && (ch->at || !ch->swept)) channel_flush(s, ch);
     if (ch->low < tail && s->now - ch->lap_time < patience) return false;
-    for (struct client *c = ch->clients; ch->low < tail && c; c = c->next)
-        if (c->cursor < tail && !c->dead) {
-            client_kill(s, c);
-            s->counters[SLOW_CLIENTS]++;
-        }
+    for (struct client *c = ch->clients, *next; ch->low < tail && c; c = next) {
+        next = c->next;
+        if (c->cursor < tail && !c->blocked) client_flush(s, c);
+        if (c->cursor >= tail || c->dead || c->channel != ch) continue;
+        client_kill(s, c);
+        s->counters[SLOW_CLIENTS]++;
+    }
     if (ch->low < tail) ch->low = tail;
     log->tail = tail;
     return true;
@@ -2401,11 +2415,14 @@ static void server_retry(struct server *s) {
 /* Lets out what came of this round, and does what is due by time. Returns
  * how long epoll may wait. */
 static int server_round_end(struct server *s) {
+    bool more = false;
     server_retry(s);
     bus_deliver(s);
     bus_flush(s);
-    for (struct channel *ch = s->channels; ch; ch = ch->next)
-        if (ch->dirty) channel_flush(s, ch);
+    for (struct channel *ch = s->channels; ch; ch = ch->next) {
+        if (ch->dirty || ch->at) channel_flush(s, ch);
+        more |= ch->dirty || ch->at;
+    }
     int64_t next = bus_tick(s);
     if (s->now >= s->tick_at) {
         s->tick_at = s->now + SECOND;
@@ -2420,7 +2437,7 @@ static int server_round_end(struct server *s) {
     if (s->tick_at < next) next = s->tick_at;
     if (s->stopping && s->stop_at < next) next = s->stop_at;
     if (s->waiting && s->now + 100 < next) next = s->now + 100; /* a lap ends */
-    return next < s->now ? 0 : (int)(next - s->now);
+    return more || next < s->now ? 0 : (int)(next - s->now);
 }
 
 static void server_event(struct server *s, const struct epoll_event *event) {
