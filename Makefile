@@ -17,7 +17,7 @@ TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c))
 # on which buffers grow and messages are split run all the time.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
            -fno-sanitize-recover=all
-SHRUNK   = -DREAD_SIZE=512
+SHRUNK   = -DREAD_SIZE=512 -DSLICE=2
 
 # The targets of test/fuzz.c, and how long each runs.
 FUZZ    = request query path talk datagram

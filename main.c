@@ -47,12 +47,14 @@
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -76,7 +78,10 @@
 #define CHANNELS_MAX 1024          /* with and without clients */
 #define CHANNEL_NAME_MAX 64        /* bytes */
 #define EVENTS_MAX 1024            /* taken from epoll at once */
+#ifndef SLICE
 #define SLICE 512                  /* clients of a channel sent to in a round */
+#endif
+#define WORKERS_MAX 64             /* processes that share the port */
 #define REQUEST_TIME (10 * SECOND) /* from connect to the headers' end */
 #define IDLE_TIME (60 * SECOND)    /* kept alive without a request */
 #define PING_TIME (30 * SECOND)    /* of silence before a ping, then again */
@@ -715,6 +720,7 @@ struct peer {
 
 struct bus {
     int fd;                /* -1: no bus */
+    bool group;            /* by multicast; else to a list of peers */
     bool leaves;           /* the machine, so silence deserves a warning */
     struct sockaddr_in to[PEERS_MAX]; /* the group, or a list of peers */
     int to_count;
@@ -746,8 +752,13 @@ enum metric {
 struct server {
     const char *option[128]; /* values by letter; NULL: not given */
     const char *origins[16];
+    char port[8];            /* that we listen on */
     int origin_count;
     size_t max_message, history, max_clients;
+    int workers;
+    struct {
+        int listener, bus;
+    } sockets[WORKERS_MAX];  /* of each worker, open before any starts */
     int epoll, signals, listener, dir;
     bool accepting, catching_up, stopping;
     int64_t now, tick_at, accept_at, stop_at; /* since the start */
@@ -1540,58 +1551,68 @@ static int64_t bus_tick(struct server *s) {
     return b->ask_at && b->ask_at < next ? b->ask_at : next;
 }
 
-/* Resolves HOST:PORT,... into b->to. */
-static void bus_resolve(struct bus *b, const char *value) {
-    char *list = strdup(value), *rest = list;
+/* Resolves HOST:PORT,... into b->to. Each worker of a host has a port of its
+ * own, from PORT on; those who share a group share its port. */
+static void bus_resolve(struct server *s) {
+    struct bus *b = &s->bus;
+    char *list = strdup(s->option['b']), *rest = list;
     struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_DGRAM};
     struct addrinfo *found;
     for (char *host; (host = strsep(&rest, ","));) {
         char *colon = strrchr(host, ':');
         int64_t port = colon ? parse_number(colon + 1) : -1;
-        if (port < 1 || port > 65535 || colon == host)
+        if (port < 1 || port + s->workers - 1 > 65535 || colon == host)
             option_error("bus", "not HOST:PORT,...");
-        if (b->to_count == PEERS_MAX) option_error("bus", "more than 64 peers");
         *colon = '\0';
         int error = getaddrinfo(host, colon + 1, &hints, &found);
         if (error) fail(host, gai_strerror(error));
-        memcpy(&b->to[b->to_count++], found->ai_addr, sizeof *b->to);
+        struct sockaddr_in to = *(struct sockaddr_in *)found->ai_addr;
         freeaddrinfo(found);
+        b->group |= IN_MULTICAST(ntohl(to.sin_addr.s_addr));
+        for (int i = 0; i < (b->group ? 1 : s->workers); i++) {
+            if (b->to_count == PEERS_MAX)
+                option_error("bus", "more than 64 peers");
+            to.sin_port = htons((uint16_t)(port + i));
+            b->to[b->to_count++] = to;
+        }
     }
     free(list);
 }
 
 /* Joins the multicast group on the interface. */
-static void bus_join_group(struct server *s, int interface) {
+static void bus_join_group(struct server *s, int fd) {
     struct bus *b = &s->bus;
     int on = 1, off = 0;
     int ttl = s->option['t'] ? atoi(s->option['t']) : b->leaves;
+    int interface = (int)if_nametoindex(s->option['i']);
     struct ip_mreqn member = {b->to->sin_addr, {0}, interface};
+    if (!interface) fail(s->option['i'], "no such interface");
     /* Several instances on one machine share the port; ... */
-    setsockopt(b->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     /* ... bound to the group's address, no other datagram comes in, ... */
-    must(bind(b->fd, (struct sockaddr *)b->to, sizeof *b->to), "bus: bind");
+    must(bind(fd, (struct sockaddr *)b->to, sizeof *b->to), "bus: bind");
     /* ... nor one that another program's membership brings here. */
-    setsockopt(b->fd, IPPROTO_IP, IP_MULTICAST_ALL, &off, sizeof off);
-    must(setsockopt(b->fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &member,
+    setsockopt(fd, IPPROTO_IP, IP_MULTICAST_ALL, &off, sizeof off);
+    must(setsockopt(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &member,
                     sizeof member), "bus: joining the group");
     /* What we send goes out by the interface, whatever the routes say, ... */
-    setsockopt(b->fd, IPPROTO_IP, IP_MULTICAST_IF, &member, sizeof member);
+    setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &member, sizeof member);
     /* ... so many hops far (0 stays on this machine), ... */
-    setsockopt(b->fd, IPPROTO_IP, IP_MULTICAST_TTL, &ttl, sizeof ttl);
+    setsockopt(fd, IPPROTO_IP, IP_MULTICAST_TTL, &ttl, sizeof ttl);
     /* ... and also to the other instances here. */
-    setsockopt(b->fd, IPPROTO_IP, IP_MULTICAST_LOOP, &on, sizeof on);
+    setsockopt(fd, IPPROTO_IP, IP_MULTICAST_LOOP, &on, sizeof on);
 }
 
 /* The list of peers may be the same on every machine: we are the one whose
  * address can be bound. Where none can (the address belongs to a gateway in
  * front of us), it is the first one's port on all addresses. */
-static void bus_bind_peer(struct bus *b) {
-    for (int i = 0; i < b->to_count; i++)
-        if (bind(b->fd, (struct sockaddr *)&b->to[i], sizeof *b->to) == 0)
-            return;
+static void bus_bind_peer(struct server *s, int fd, int worker) {
+    struct bus *b = &s->bus;
+    for (int i = worker; i < b->to_count; i += s->workers)
+        if (!bind(fd, (struct sockaddr *)&b->to[i], sizeof *b->to)) return;
     struct sockaddr_in any = {.sin_family = AF_INET,
-                              .sin_port = b->to->sin_port};
-    must(bind(b->fd, (struct sockaddr *)&any, sizeof any), "bus: bind");
+                              .sin_port = b->to[worker].sin_port};
+    must(bind(fd, (struct sockaddr *)&any, sizeof any), "bus: bind");
 }
 
 /* Takes the shared secret from the file, or else from the environment. */
@@ -1620,25 +1641,36 @@ static void bus_secret(struct server *s) {
     explicit_bzero(secret, sizeof secret);
 }
 
-static void bus_open(struct server *s) {
+/* Opens a worker's socket; -1: there is no bus. */
+static int bus_socket(struct server *s, int worker) {
     struct bus *b = &s->bus;
-    b->fd = -1;
+    int size = 4 * MIB;
+    if (b->to_count == 0) return -1;
+    int fd = must(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0),
+                  "bus: socket");
+    /* A burst finds room: more than the machine's limit, where we may. */
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    if (b->group) bus_join_group(s, fd);
+    else bus_bind_peer(s, fd, worker);
+    return fd;
+}
+
+/* Finds out where the bus is, and with what secret. */
+static void bus_configure(struct server *s) {
+    struct bus *b = &s->bus;
     if (!strcmp(s->option['b'], "none")) return;
-    bus_resolve(b, s->option['b']);
-    bool group = IN_MULTICAST(ntohl(b->to->sin_addr.s_addr));
+    bus_resolve(s);
     for (int i = 0; i < b->to_count; i++) /* all of 127/8 is this machine */
         b->leaves |= ntohl(b->to[i].sin_addr.s_addr) >> 24 != 127;
-    if (group) b->leaves = strcmp(s->option['i'], "lo") != 0;
-    int interface = (int)if_nametoindex(s->option['i']), size = 4 * MIB;
-    if (group && !interface) fail(s->option['i'], "no such interface");
+    if (b->group) b->leaves = strcmp(s->option['i'], "lo") != 0;
     bus_secret(s);
-    b->fd = must(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0),
-                 "bus: socket");
-    /* A burst finds room: more than the machine's limit, where we may. */
-    if (setsockopt(b->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
-        setsockopt(b->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-    if (group) bus_join_group(s, interface);
-    else bus_bind_peer(b);
+}
+
+static void bus_open(struct server *s, int fd) {
+    struct bus *b = &s->bus;
+    b->fd = fd;
+    if (fd < 0) return;
     if (!log_open(&b->log, s->history > 4 * MIB ? s->history : 4 * MIB))
         fail("bus: mmap", strerror(errno));
     must((int)getrandom(&b->id, sizeof b->id, 0), "bus: getrandom");
@@ -2480,6 +2512,8 @@ static const struct {
     {{"ttl", 1, NULL, 't'}, "N", NULL, "routers to pass; 0 on lo, else 1"},
     {{"secret", 1, NULL, 's'}, "FILE", NULL,
      "of the bus; or CHAT_SECRET; \"none\" for none"},
+    {{"workers", 1, NULL, 'j'}, "N", NULL,
+     "1; processes that share the port and meet on the bus"},
     {{"max-message", 1, NULL, 'm'}, "SIZE", "64K", "to 16M"},
     {{"history", 1, NULL, 'H'}, "SIZE", "256K",
      "of history a channel, 4 x max-message or more"},
@@ -2491,7 +2525,7 @@ static const struct {
     {{"version", 0, NULL, 'V'}, "", NULL, "the version"},
 };
 enum { OPTIONS = sizeof option_table / sizeof *option_table };
-static const char short_options[] = ":p:a:d:b:i:s:m:H:c:o:qhV";
+static const char short_options[] = ":p:a:d:b:i:s:j:m:H:c:o:qhV";
 
 static void usage(void) {
     printf("Usage: chat [OPTION]...\n"
@@ -2557,6 +2591,9 @@ static void options_parse(struct server *s, int argc, char **argv) {
     if (optind < argc) option_error(argv[optind], "not an option");
     option_number(s, 'p', 0, 65535);
     option_number(s, 't', 0, 255);
+    s->workers = s->option['j'] ? (int)option_number(s, 'j', 1, WORKERS_MAX) : 1;
+    if (s->workers > 1 && !strcmp(s->option['b'], "none"))
+        option_error("workers", "more than one need a bus");
     s->max_message = option_number(s, 'm', 1, MESSAGE_MAX);
     s->history = option_number(s, 'H', 1, 1024 * MIB);
     s->max_clients = option_number(s, 'c', 1, 1 << 20);
@@ -2564,8 +2601,9 @@ static void options_parse(struct server *s, int argc, char **argv) {
 }
 
 /* Listens on the address given, else on all of IPv6 and IPv4, or of IPv4 on
- * a machine without IPv6. */
-static void server_listen(struct server *s) {
+ * a machine without IPv6. With -j, also others of the same user may listen
+ * there; the kernel then shares out the connections. */
+static int server_listen(struct server *s) {
     struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_family = AF_UNSPEC,
                              .ai_socktype = SOCK_STREAM}, *found;
     const char *address = s->option['a'] ? s->option['a'] : "::";
@@ -2579,25 +2617,28 @@ static void server_listen(struct server *s) {
                          SOCK_CLOEXEC, 0), "socket");
     /* What is set here, the accepted connections inherit. */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (s->option['j'])
+        setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
     must(bind(fd, found->ai_addr, found->ai_addrlen), "bind");
     must(listen(fd, SOMAXCONN), "listen");
     freeaddrinfo(found);
-    s->listener = fd;
+    struct sockaddr_in6 at; /* its port stands where IPv4 has it */
+    socklen_t at_size = sizeof at;
+    getsockname(fd, (struct sockaddr *)&at, &at_size);
+    snprintf(s->port, sizeof s->port, "%d", ntohs(at.sin6_port));
+    s->option['p'] = s->port;
+    return fd;
 }
 
 /* The line that says where we are, for people and for tests. */
 static void server_announce(struct server *s) {
-    struct sockaddr_in6 at; /* its port stands where IPv4 has it */
-    socklen_t size = sizeof at;
     const char *address = s->option['a'] ? s->option['a'] : "localhost";
-    getsockname(s->listener, (struct sockaddr *)&at, &size);
-    bool group = IN_MULTICAST(ntohl(s->bus.to->sin_addr.s_addr));
-    bool v6 = strchr(address, ':');
-    fprintf(stderr, "chat: listening on http://%s%s%s:%d/, bus %s%s%s\n",
-            v6 ? "[" : "", address, v6 ? "]" : "", ntohs(at.sin6_port),
+    bool v6 = strchr(address, ':'), group = s->bus.group;
+    fprintf(stderr, "chat: listening on http://%s%s%s:%s/, bus %s%s%s\n",
+            v6 ? "[" : "", address, v6 ? "]" : "", s->port,
             s->option['b'], group ? " on " : "", group ? s->option['i'] : "");
 }
 
@@ -2622,29 +2663,44 @@ static void server_watch(struct server *s, int fd) {
     must(epoll_ctl(s->epoll, EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
 }
 
-static void server_open(struct server *s) {
+/* All that can fail for a reason that its user can mend. */
+static void server_configure(struct server *s) {
+    s->dir = -1;
+    if (s->option['d'])
+        s->dir = must(open(s->option['d'], O_PATH | O_DIRECTORY | O_CLOEXEC),
+                      s->option['d']);
+    bus_configure(s);
+    for (int i = 0; i < s->workers; i++) {
+        s->sockets[i].listener = server_listen(s);
+        s->sockets[i].bus = bus_socket(s, i);
+    }
     sigset_t signals;
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGCHLD);
     sigprocmask(SIG_BLOCK, &signals, NULL); /* they come as events */
     s->signals = must(signalfd(-1, &signals, SFD_CLOEXEC), "signalfd");
+    server_announce(s);
+}
+
+static void server_open(struct server *s, int worker) {
+    for (int i = 0; i < s->workers; i++) {
+        if (i == worker) continue;
+        close(s->sockets[i].listener);
+        close(s->sockets[i].bus);
+    }
+    s->listener = s->sockets[worker].listener;
     s->epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
-    s->dir = -1;
     s->waiting_end = &s->waiting;
-    if (s->option['d'])
-        s->dir = must(open(s->option['d'], O_PATH | O_DIRECTORY | O_CLOEXEC),
-                      s->option['d']);
     server_limits(s);
-    server_listen(s);
-    bus_open(s);
+    bus_open(s, s->sockets[worker].bus);
     server_watch(s, s->signals);
     server_watch(s, s->listener);
     if (s->bus.fd >= 0) server_watch(s, s->bus.fd);
     s->accepting = true;
     s->catching_up = true; /* the first client finds a history */
-    server_announce(s);
 }
 
 static void server_close(struct server *s) {
@@ -2657,10 +2713,49 @@ static void server_close(struct server *s) {
     free(s->input);
 }
 
+/* Starts the workers, replaces one that dies and passes signals on. Meanwhile
+ * a dead one's connections wait in its sockets, which are ours as well.
+ * Returns only in a worker: its number. */
+static int workers_run(struct server *s) {
+    pid_t pids[WORKERS_MAX] = {0}, parent = getpid(), pid;
+    struct signalfd_siginfo signal;
+    bool stopping = false;
+    for (int running = 0; running > 0 || !stopping;) {
+        for (int i = 0; running < s->workers && !stopping; i++) {
+            if (pids[i]) continue;
+            pids[i] = must(fork(), "fork");
+            running++;
+            if (pids[i]) continue;
+            prctl(PR_SET_PDEATHSIG, SIGTERM); /* none lives on without us */
+            if (getppid() != parent) exit(1);
+            return i;
+        }
+        must((int)read(s->signals, &signal, sizeof signal), "read");
+        if (signal.ssi_signo != SIGCHLD && !stopping) {
+            stopping = true;
+            for (int i = 0; i < s->workers; i++) {
+                close(s->sockets[i].listener); /* so that theirs really close */
+                kill(pids[i], SIGTERM);
+            }
+        }
+        while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+            int i = 0;
+            while (pids[i] != pid) i++;
+            pids[i] = 0;
+            running--;
+            if (stopping) continue;
+            fprintf(stderr, "chat: worker %d died, replaced\n", (int)pid);
+            usleep(100 * 1000); /* one that dies at once must not spin */
+        }
+    }
+    exit(0);
+}
+
 int main(int argc, char **argv) {
     static struct server server;
     options_parse(&server, argc, argv);
-    server_open(&server);
+    server_configure(&server);
+    server_open(&server, server.workers > 1 ? workers_run(&server) : 0);
     server_run(&server);
     server_close(&server);
     return 0;
