@@ -2577,9 +2577,8 @@ static void options_parse(struct server *s, int argc, char **argv) {
     }
     for (int c = 0; c != -1;) {
         c = getopt_long(argc, argv, short_options, table, NULL);
-        if (c == '?' || c == ':')
-            option_error(argv[optind - 1], c == '?' ? "no such option"
-                                                    : "needs a value");
+        if (c == '?') option_error(argv[optind - 1], "no such option");
+        if (c == ':') option_error(option_name(optopt), "needs a value");
         if (optarg && !*optarg) option_error(option_name(c), "empty value");
         if (c > 0) s->option[c] = optarg ? optarg : "";
         if (c == 'o' && s->origin_count == 16)
