@@ -154,14 +154,18 @@ static void buffer_add(struct buffer *b, const void *bytes, size_t size) {
 
 __attribute__((format(printf, 2, 3)))
 static void buffer_print(struct buffer *b, const char *format, ...) {
-    va_list arguments, again;
-    va_start(arguments, format);
-    va_copy(again, arguments);
-    int size = vsnprintf(NULL, 0, format, arguments);
-    if (buffer_reserve(b, (size_t)size))
-        b->size += (size_t)vsprintf(b->bytes + b->size, format, again);
-    va_end(again);
-    va_end(arguments);
+    va_list list;
+    for (size_t room = 128;;) { /* most fit at the first try */
+        if (!buffer_reserve(b, room)) return;
+        va_start(list, format);
+        int size = vsnprintf(b->bytes + b->size, room, format, list);
+        va_end(list);
+        if ((size_t)size < room) {
+            b->size += (size_t)size;
+            return;
+        }
+        room = (size_t)size + 1;
+    }
 }
 
 static void buffer_clear(struct buffer *b) {
@@ -177,7 +181,8 @@ static void buffer_escape(struct buffer *b, struct text t, const char *safe,
         unsigned char c = (unsigned char)t.at[i];
         bool plain = isalnum(c) || (c > 0 && c < 128 && strchr(safe, c)) ||
                      (c > 127 && *format == '&');
-        buffer_print(b, plain ? "%c" : format, c);
+        if (plain) buffer_add(b, &c, 1);
+        else buffer_print(b, format, c);
     }
 }
 
@@ -435,17 +440,17 @@ static const char *const header_names[HEADERS] = {
 
 struct request {
     struct client *client;
-    char copy[HEADER_MAX + 1]; /* of line and headers, cut into strings */
     const char *method, *path, *query, *header[HEADERS]; /* NULL: not there */
     struct text line;          /* as it came, for the log */
     const char *body;
-    char name[HEADER_MAX];     /* of the channel, decoded */
-    struct text channel;
+    struct text channel;       /* in `name` */
     size_t size;               /* of line and headers */
     int64_t length;            /* of the body */
     int64_t history;           /* messages asked for, -1: not asked */
     bool old;                  /* HTTP/1.0 */
     bool keep_alive, upgrade, websocket, expects;
+    char copy[HEADER_MAX + 1]; /* of line and headers, cut into strings */
+    char name[HEADER_MAX];     /* of the channel, decoded */
 };
 
 /* Finds the empty line that ends the headers. Returns the size up to and
@@ -526,7 +531,7 @@ static int request_header(struct request *r, char *line) {
 /* Returns the size of line and headers, 0 for "need more" or minus a
  * status. r->line and r->body point into `bytes`. */
 static int request_parse(const char *bytes, size_t size, struct request *r) {
-    *r = (struct request){0};
+    memset(r, 0, offsetof(struct request, copy));
     int end = request_scan(bytes, size), status = 0;
     const char *cr = memchr(bytes, '\r', size);
     r->line = (struct text){bytes, cr ? (size_t)(cr - bytes) : 0};
@@ -769,6 +774,8 @@ struct server {
     struct client *waiting, **waiting_end, *dead;
     struct bus bus;
     uint64_t counters[METRICS];
+    char date[40];           /* as in a response, made at date_at */
+    time_t date_at;
     struct input *input;     /* the shared read buffer */
 };
 
@@ -1765,12 +1772,13 @@ static void http_date(char date[40], time_t time) {
 
 /* Queues an answer, and logs it. */
 static void respond(struct server *s, struct request *r, struct response a) {
-    char date[40];
     struct client *c = r->client;
     bool head = r->method && !strcmp(r->method, "HEAD");
-    http_date(date, time(NULL));
-    buffer_print(&c->out, "HTTP/1.1 %s\r\nDate: %s\r\n%s", a.status, date,
-                 a.headers ? a.headers : "");
+    time_t now = time(NULL);
+    if (now != s->date_at) http_date(s->date, now);
+    s->date_at = now;
+    buffer_print(&c->out, "HTTP/1.1 %s\r\nDate: %s\r\n%s", a.status,
+                 s->date, a.headers ? a.headers : "");
     if (a.type)
         buffer_print(&c->out, "Content-Type: %s\r\nContent-Length: %zu\r\n",
                      a.type, a.body.size);
@@ -2076,7 +2084,7 @@ static void websocket_begin(struct server *s, struct request *r,
 }
 
 static void websocket_open(struct server *s, struct request *r) {
-    char history[HEADER_MAX] = "";
+    char history[HEADER_MAX];
     const char *version = r->header[WS_VERSION];
     bool asked = query_get(r->query, "history", history) != -1;
     r->history = asked ? parse_number(history) : -1;
