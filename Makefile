@@ -8,6 +8,13 @@ WARN   = -Wall -Wextra -Wpedantic -Wshadow
 HARDEN = -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong \
          -fPIE -pie -Wl,-z,relro,-z,now
 
+# "make TLS=1" adds https and wss (needs OpenSSL 3; Debian: libssl-dev).
+ifdef TLS
+override CFLAGS += -DTLS
+LDLIBS += -lssl -lcrypto
+.PHONY: $(CHAT)
+endif
+
 # What the tests run, and where their own programs are built.
 CHAT  = ./chat
 BUILD = build
@@ -17,7 +24,7 @@ TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c))
 # on which buffers grow and messages are split run all the time.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
            -fno-sanitize-recover=all
-SHRUNK   = -DREAD_SIZE=512 -DSLICE=2
+SHRUNK   = -DREAD_SIZE=512 -DSLICE=2 -DNO_SANDBOX
 
 # The targets of test/fuzz.c, and how long each runs.
 FUZZ    = request query path talk datagram
@@ -28,7 +35,7 @@ all: $(CHAT)
 # The page is built into the program, so the program depends on it.
 $(CHAT): main.c index.html
 	@mkdir -p $(@D)
-	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) main.c -o $@ $(LDFLAGS)
+	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) main.c -o $@ $(LDFLAGS) $(LDLIBS)
 
 $(BUILD)/%: test/%.c main.c index.html $(wildcard test/*.h)
 	@mkdir -p $(@D)

@@ -57,6 +57,10 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
 
 /* ---- 1. Limits ----------------------------------------------------------
  * Every size that bounds memory and every time that bounds patience stands
@@ -88,6 +92,7 @@
 #define SLOW_TIME SECOND           /* that senders wait for slow readers */
 #define BUS_SLOW_TIME 250          /* and the bus, with all its channels */
 #define CLOSE_TIME (4 * SECOND)    /* for the other side to close as well */
+#define TLS_RECORD (16 * KIB)      /* the most that one holds (RFC 8446 5.1) */
 
 /* ---- 2. Tools: bytes and text -------------------------------------------
  * Growing buffers, numbers on the wire, percent-decoding, UTF-8, escapes.
@@ -678,6 +683,7 @@ struct client {
     struct client *previous, *next; /* in the channel */
     uint64_t cursor;       /* what it has of the log (or of the file) */
     uint64_t boundary;     /* >= cursor, between two frames (file's end) */
+    struct ssl_st *tls;    /* NULL: plain TCP */
     struct input *in;      /* NULL: nothing is unfinished */
     struct buffer out;
     size_t out_sent;
@@ -764,7 +770,8 @@ struct server {
     struct {
         int listener, bus;
     } sockets[WORKERS_MAX];  /* of each worker, open before any starts */
-    int epoll, signals, listener, dir;
+    int epoll, signals, listener, dir, home; /* home: where we started */
+    struct ssl_ctx_st *tls;  /* for new clients; NULL: plain TCP */
     bool accepting, catching_up, stopping;
     int64_t now, tick_at, accept_at, stop_at; /* since the start */
     struct client **clients; /* by descriptor */
@@ -782,7 +789,118 @@ struct server {
 /* ---- 8. Clients: cursors into a log -------------------------------------
  * What a client is sent, in this order: the rest of a frame that went out
  * in part, its private bytes (responses, pong, close), a file, the log.
+ *
+ * First its socket, with TLS (make TLS=1) and without. What OpenSSL could not
+ * send, it wants to be offered again, more at most: that comes by itself, as
+ * a cursor moves only past what was sent.
  */
+#ifdef TLS
+/* A client that lists what it speaks must list HTTP/1.1 (RFC 7301). */
+static int tls_protocol(SSL *tls, const uint8_t **chosen, uint8_t *size,
+                        const uint8_t *list, unsigned list_size, void *none) {
+    static const uint8_t ours[] = "\x08http/1.1";
+    (void)tls, (void)none;
+    return SSL_select_next_proto((uint8_t **)(uintptr_t)chosen, size, ours,
+                                 sizeof ours - 1, list, list_size) ==
+           OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK
+                                  : SSL_TLSEXT_ERR_ALERT_FATAL;
+}
+
+/* Loads certificate and key for clients to come. If that fails it says so on
+ * stderr, and what was loaded before stays. */
+static bool tls_load(struct server *s) {
+    const char *cert = s->option['C'], *key = s->option['K'];
+    SSL_CTX *tls = SSL_CTX_new(TLS_server_method());
+    if (!tls || !SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION) ||
+        SSL_CTX_use_certificate_chain_file(tls, cert) != 1 ||
+        SSL_CTX_use_PrivateKey_file(tls, key, SSL_FILETYPE_PEM) != 1) {
+        fprintf(stderr, "chat: %s, %s: %s\n", cert, key,
+                ERR_error_string(ERR_get_error(), NULL));
+        SSL_CTX_free(tls);
+        return false;
+    }
+    SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE | /* as send() does */
+                              SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                              SSL_MODE_RELEASE_BUFFERS); /* when idle */
+    SSL_CTX_set_options(tls, SSL_OP_NO_RENEGOTIATION);
+    SSL_CTX_set_session_cache_mode(tls, SSL_SESS_CACHE_OFF); /* but tickets */
+    SSL_CTX_set_alpn_select_cb(tls, tls_protocol, NULL);
+    SSL_CTX_free(s->tls); /* goes when the last of its clients does */
+    s->tls = tls;
+    return true;
+}
+
+/* What recv() or send() would return. */
+static ssize_t tls_result(struct client *c, int result) {
+    int error = SSL_get_error(c->tls, result);
+    bool wait = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
+    c->blocked |= error == SSL_ERROR_WANT_WRITE;
+    errno = wait ? EAGAIN : ECONNRESET;
+    return result > 0 ? result : error == SSL_ERROR_ZERO_RETURN ? 0 : -1;
+}
+
+static ssize_t socket_recv(struct client *c, void *bytes, size_t size) {
+    if (!c->tls || c->shut) return recv(c->fd, bytes, size, 0);
+    ERR_clear_error();
+    return tls_result(c, SSL_read(c->tls, bytes, (int)size));
+}
+
+static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
+    if (!c->tls) return send(c->fd, bytes, size, MSG_NOSIGNAL);
+    ssize_t sent = 0, n = 1;
+    while (n > 0 && sent < (ssize_t)size) { /* a record at a time */
+        ERR_clear_error();
+        n = tls_result(c, SSL_write(c->tls, (const char *)bytes + sent,
+                                    (int)((ssize_t)size - sent)));
+        if (n > 0) sent += n;
+    }
+    return sent > 0 ? sent : n;
+}
+
+/* The first SSL_read() will shake hands. */
+static bool socket_open(struct server *s, struct client *c) {
+    if (!s->tls) return true;
+    c->tls = SSL_new(s->tls);
+    if (c->tls) SSL_set_accept_state(c->tls);
+    return c->tls && SSL_set_fd(c->tls, c->fd);
+}
+
+static void socket_shutdown(struct client *c) {
+    if (c->tls) SSL_shutdown(c->tls);
+    shutdown(c->fd, SHUT_WR);
+}
+
+static void socket_close(struct client *c) {
+    SSL_free(c->tls);
+    close(c->fd);
+}
+#else
+static bool tls_load(struct server *s) {
+    (void)s;
+    option_error("cert", "this chat was built without TLS (make TLS=1)");
+}
+
+static ssize_t socket_recv(struct client *c, void *bytes, size_t size) {
+    return recv(c->fd, bytes, size, 0);
+}
+
+static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
+    return send(c->fd, bytes, size, MSG_NOSIGNAL);
+}
+
+static bool socket_open(struct server *s, struct client *c) {
+    return !s->tls && !c->tls;
+}
+
+static void socket_shutdown(struct client *c) {
+    shutdown(c->fd, SHUT_WR);
+}
+
+static void socket_close(struct client *c) {
+    close(c->fd);
+}
+#endif
+
 static void client_kill(struct server *s, struct client *c) {
     if (c->dead) return;
     c->dead = true;
@@ -826,7 +944,7 @@ static void client_watch(struct server *s, struct client *c) {
 /* Sends what the kernel takes; returns how much that was. */
 static size_t client_send(struct server *s, struct client *c, const void *bytes,
                           size_t size) {
-    ssize_t n = send(c->fd, bytes, size, MSG_NOSIGNAL);
+    ssize_t n = socket_send(c, bytes, size);
     if (n < 0 && errno != EAGAIN && errno != EINTR) client_kill(s, c);
     c->blocked = n < (ssize_t)size;
     if (n <= 0) return 0;
@@ -873,7 +991,7 @@ static void client_flush(struct server *s, struct client *c) {
          * close() now would answer bytes still on their way with a reset,
          * and a reset can overtake what we sent. */
         channel_remove(c);
-        shutdown(c->fd, SHUT_WR);
+        socket_shutdown(c);
         c->shut = true;
         c->deadline = s->now + CLOSE_TIME;
     }
@@ -1928,12 +2046,13 @@ static int is_visible(const struct dirent *entry) {
 }
 
 /* Lists a directory. scandir() takes a path, and the one safe path is "."
- * of a directory held open; nothing else here uses the working directory. */
+ * of a directory held open, so for the moment that is where we are. */
 static void answer_listing(struct server *s, struct request *r, int dir) {
     struct dirent **entries;
     struct buffer b = {0};
     int count = -1;
     if (!fchdir(dir)) count = scandir(".", &entries, is_visible, alphasort);
+    must(fchdir(s->home), "fchdir");
     if (count < 0) {
         respond_text(s, r, "404 Not Found", "not found");
         return;
@@ -2303,18 +2422,22 @@ static void client_process(struct server *s, struct client *c) {
 
 static void client_read(struct server *s, struct client *c) {
     struct input *in = c->in ? c->in : s->input;
-    if (in->size == in->capacity) { /* only ever its own */
-        struct input *grown = realloc(in, sizeof *in + in->capacity * 2);
+    /* Of a record of TLS nothing may stay behind, where epoll cannot see it. */
+    size_t room = c->tls ? TLS_RECORD : 1;
+    if (in->capacity - in->size < room) { /* only ever its own */
+        size_t capacity = in->capacity * 2 + room;
+        struct input *grown = realloc(in, sizeof *in + capacity);
         if (!grown) {
             client_kill(s, c);
             return;
         }
         c->in = in = grown;
-        in->capacity *= 2;
+        in->capacity = capacity;
     }
-    ssize_t n = recv(c->fd, in->bytes + in->size, in->capacity - in->size, 0);
+    ssize_t n = socket_recv(c, in->bytes + in->size, in->capacity - in->size);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         client_kill(s, c);
+    client_watch(s, c); /* TLS may have to write before it can read */
     if (n <= 0 || c->shut) return; /* what comes after the end is nothing */
     s->counters[BYTES_IN] += (uint64_t)n;
     in->size += (size_t)n;
@@ -2330,7 +2453,8 @@ static void client_event(struct server *s, struct client *c, uint32_t events) {
         if (c->channel) c->channel->swept = false;
         client_process(s, c);
     }
-    if (events & EPOLLIN && c->interest & EPOLLIN && !c->dead)
+    bool readable = events & EPOLLIN || (c->tls && events & EPOLLOUT);
+    if (readable && c->interest & EPOLLIN && !c->dead)
         client_read(s, c);
     else if (events & (EPOLLHUP | EPOLLERR))
         client_kill(s, c);
@@ -2356,12 +2480,16 @@ static void server_add(struct server *s, int fd) {
     struct client *c = NULL;
     struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
     if ((size_t)fd < s->clients_size) c = calloc(1, sizeof *c);
-    if (!c || epoll_ctl(s->epoll, EPOLL_CTL_ADD, fd, &event)) {
-        free(c);
+    if (!c) {
         close(fd);
         return;
     }
     c->fd = fd;
+    if (!socket_open(s, c) || epoll_ctl(s->epoll, EPOLL_CTL_ADD, fd, &event)) {
+        socket_close(c);
+        free(c);
+        return;
+    }
     c->file = -1;
     c->interest = EPOLLIN;
     c->deadline = s->now + REQUEST_TIME;
@@ -2419,7 +2547,7 @@ static void server_reap(struct server *s) {
         if (c->waiting) *link = c->next_waiting;
         if (c->waiting && !*link) s->waiting_end = link;
         s->clients[c->fd] = NULL;
-        close(c->fd);
+        socket_close(c);
         if (c->file >= 0) close(c->file);
         buffer_clear(&c->out);
         free(c->in);
@@ -2485,8 +2613,10 @@ static void server_event(struct server *s, const struct epoll_event *event) {
     int fd = event->data.fd;
     if (fd == s->listener && !s->stopping) server_accept(s);
     else if (fd == s->bus.fd) bus_readable(s);
-    else if (fd == s->signals && read(fd, &signal, sizeof signal) > 0)
-        server_stop(s);
+    else if (fd == s->signals && read(fd, &signal, sizeof signal) > 0) {
+        if (signal.ssi_signo == SIGHUP) tls_load(s);
+        else server_stop(s);
+    }
     else if (s->clients[fd]) client_event(s, s->clients[fd], event->events);
 }
 
@@ -2528,6 +2658,9 @@ static const struct {
     {{"max-clients", 1, NULL, 'c'}, "N", NULL, "what RLIMIT_NOFILE allows"},
     {{"origin", 1, NULL, 'o'}, "ORIGIN", NULL, "may be repeated; * allows all"},
     {{"metrics", 0, NULL, 'M'}, "", NULL, "serve /metrics"},
+    {{"cert", 1, NULL, 'C'}, "FILE", NULL,
+     "https and wss, with --key (needs make TLS=1)"},
+    {{"key", 1, NULL, 'K'}, "FILE", NULL, "its private key; SIGHUP loads both again"},
     {{"quiet", 0, NULL, 'q'}, "", NULL, "no request log"},
     {{"help", 0, NULL, 'h'}, "", NULL, "this text"},
     {{"version", 0, NULL, 'V'}, "", NULL, "the version"},
@@ -2595,10 +2728,13 @@ static void options_parse(struct server *s, int argc, char **argv) {
     }
     if (s->option['h']) usage();
     if (s->option['V']) exit(printf("chat 1.0\n") < 0);
+    if (!s->option['C'] != !s->option['K'])
+        option_error(s->option['C'] ? "cert" : "key", "needs --cert and --key");
     if (optind < argc) option_error(argv[optind], "not an option");
     option_number(s, 'p', 0, 65535);
     option_number(s, 't', 0, 255);
-    s->workers = s->option['j'] ? (int)option_number(s, 'j', 1, WORKERS_MAX) : 1;
+    s->workers = (int)option_number(s, 'j', 1, WORKERS_MAX);
+    if (s->workers == 0) s->workers = 1;
     if (s->workers > 1 && !strcmp(s->option['b'], "none"))
         option_error("workers", "more than one need a bus");
     s->max_message = option_number(s, 'm', 1, MESSAGE_MAX);
@@ -2644,8 +2780,8 @@ static int server_listen(struct server *s) {
 static void server_announce(struct server *s) {
     const char *address = s->option['a'] ? s->option['a'] : "localhost";
     bool v6 = strchr(address, ':'), group = s->bus.group;
-    fprintf(stderr, "chat: listening on http://%s%s%s:%s/, bus %s%s%s\n",
-            v6 ? "[" : "", address, v6 ? "]" : "", s->port,
+    fprintf(stderr, "chat: listening on http%s://%s%s%s:%s/, bus %s%s%s\n",
+            s->tls ? "s" : "", v6 ? "[" : "", address, v6 ? "]" : "", s->port,
             s->option['b'], group ? " on " : "", group ? s->option['i'] : "");
 }
 
@@ -2672,12 +2808,14 @@ static void server_watch(struct server *s, int fd) {
 
 /* All that can fail for a reason that its user can mend. */
 static void server_configure(struct server *s) {
+    s->home = must(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC), "open");
     s->dir = -1;
     if (s->option['d'])
         s->dir = must(open(s->option['d'], O_PATH | O_DIRECTORY | O_CLOEXEC),
                       s->option['d']);
     setenv("TZ", ":/etc/localtime", 0); /* so that it is read only once, ... */
     tzset();                            /* ... and now, while we may */
+    if (s->option['C'] && !tls_load(s)) exit(1);
     bus_configure(s);
     for (int i = 0; i < s->workers; i++) {
         s->sockets[i].listener = server_listen(s);
@@ -2689,6 +2827,7 @@ static void server_configure(struct server *s) {
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGCHLD);
+    if (s->tls) sigaddset(&signals, SIGHUP);
     sigprocmask(SIG_BLOCK, &signals, NULL); /* they come as events */
     s->signals = must(signalfd(-1, &signals, SFD_CLOEXEC), "signalfd");
     server_announce(s);
@@ -2735,8 +2874,8 @@ static void server_close(struct server *s) {
 
 /* From here on the kernel refuses all system calls but these (seccomp(2)):
  * who finds a hole in us can start no program, open no socket and, without
- * -d, no file. A libc that tries more is told EPERM, and copes. Best effort,
- * because this is a second wall: a kernel without it will do. */
+ * -d and --cert, no file. A libc that tries more is told EPERM, and copes.
+ * Best effort, as this is a second wall: a kernel without it will do. */
 static void server_confine(struct server *s) {
 #ifdef MACHINE
     enum { LOAD = 0x20, IF_EQUAL = 0x15, RETURN = 6, ALLOW = 0x7FFF0000,
@@ -2760,7 +2899,7 @@ static void server_confine(struct server *s) {
     } filter[80] = {{LOAD, 0, 0, 4}, {IF_EQUAL, 1, 0, MACHINE},
                     {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}}, *end = filter + 4;
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
-        if (calls[i] == SYS_openat2 && s->dir < 0) break; /* no files */
+        if (calls[i] == SYS_openat2 && s->dir < 0 && !s->tls) break;
         *end++ = (struct instruction){IF_EQUAL, 0, 1, calls[i]};
         *end++ = (struct instruction){RETURN, 0, 0, ALLOW};
     }
@@ -2794,13 +2933,15 @@ static int workers_run(struct server *s) {
             return i;
         }
         must((int)read(s->signals, &signal, sizeof signal), "read");
-        if (signal.ssi_signo != SIGCHLD && !stopping) {
-            stopping = true;
-            for (int i = 0; i < s->workers; i++) {
+        if (signal.ssi_signo == SIGHUP && !tls_load(s)) continue;
+        bool stop = signal.ssi_signo == SIGINT || signal.ssi_signo == SIGTERM;
+        for (int i = 0; i < s->workers; i++) {
+            if (stop && !stopping)
                 close(s->sockets[i].listener); /* so that theirs really close */
-                kill(pids[i], SIGTERM);
-            }
+            if (pids[i] && signal.ssi_signo != SIGCHLD)
+                kill(pids[i], (int)signal.ssi_signo);
         }
+        stopping |= stop;
         while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
             int i = 0;
             while (pids[i] != pid) i++;

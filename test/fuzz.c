@@ -329,6 +329,7 @@ void fuzz_path(const uint8_t *data, size_t size) {
     }
     server_start(&server);
     server.dir = dir;
+    server.home = home;
     buffer_print(&line, "%s /", size > 0 && *data & 1 ? "HEAD" : "GET");
     if (size > 1) buffer_add(&line, data + 1, size - 1);
     buffer_print(&line, " HTTP/1.1\r\nHost: x\r\n\r\n");
