@@ -14,13 +14,14 @@
  *
  * One process, one thread, one epoll loop. The chapters, bottom-up:
  *
- *   1. Limits                        8. Clients: cursors into a log
- *   2. Tools: bytes and text         9. Channels
- *   3. The log                      10. The bus between instances
- *   4. Hashes (skip at first)       11. HTTP: the answers
- *   5. HTTP: the request            12. WebSocket: conversations
- *   6. WebSocket: frames            13. The event loop
- *   7. The data                     14. Options and main
+ *   1. Limits                        9. Channels
+ *   2. Tools: bytes and text        10. The bus between instances
+ *   3. The log                      11. NATS, the other bus
+ *   4. Hashes (skip at first)       12. HTTP: the answers
+ *   5. HTTP: the request            13. WebSocket: conversations
+ *   6. WebSocket: frames            14. The event loop
+ *   7. The data                     15. Options and main
+ *   8. Clients: cursors into a log
  *
  * Build and run:   cc main.c -o chat && ./chat     (Linux 5.6 or newer)
  *
@@ -673,7 +674,8 @@ struct input {
 struct client {
     int fd;
     int file;              /* being sent, or -1 */
-    bool websocket, closing, shut, dead;
+    bool websocket, nats;  /* else it speaks HTTP */
+    bool closing, shut, dead;
     bool blocked;          /* the kernel's send buffer is full */
     bool waiting;          /* for room for its message; in s->waiting */
     bool pinged;
@@ -755,6 +757,21 @@ struct bus {
     int64_t catch_up_end;
 };
 
+struct nats {
+    bool on, met;          /* met: it has let us in once */
+    bool greeted, skip;    /* this time; what we sent last is too big for it */
+    struct sockaddr_storage to;
+    socklen_t to_size;
+    char *user, *password; /* user alone: a token; NULL: none */
+    size_t max_message;    /* by -m; less if the server takes less */
+    struct client *connection; /* NULL: there is none */
+    struct channel channel; /* its only client: whose log is of commands */
+    uint64_t sent;         /* of the log, through former connections */
+    uint64_t progress;     /* of the log, now ... */
+    int64_t progress_at;   /* ... and since when, with more to send */
+    int64_t retry_at, backoff;
+};
+
 enum metric {
     CLIENTS, CHANNELS, RECEIVED, SENT, BYTES_IN, BYTES_OUT, SLOW_CLIENTS,
     BUS_PEERS, BUS_IN, BUS_OUT, BUS_REPAIRS, BUS_LOST, BUS_ERRORS, METRICS
@@ -780,6 +797,7 @@ struct server {
     struct channel *channels; /* the one used last is first */
     struct client *waiting, **waiting_end, *dead;
     struct bus bus;
+    struct nats nats;
     uint64_t counters[METRICS];
     char date[40];           /* as in a response, made at date_at */
     time_t date_at;
@@ -858,9 +876,9 @@ static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
 }
 
 /* The first SSL_read() will shake hands. */
-static bool socket_open(struct server *s, struct client *c) {
-    if (!s->tls) return true;
-    c->tls = SSL_new(s->tls);
+static bool socket_open(struct client *c, SSL_CTX *tls) {
+    if (!tls) return true;
+    c->tls = SSL_new(tls);
     if (c->tls) SSL_set_accept_state(c->tls);
     return c->tls && SSL_set_fd(c->tls, c->fd);
 }
@@ -888,8 +906,8 @@ static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
     return send(c->fd, bytes, size, MSG_NOSIGNAL);
 }
 
-static bool socket_open(struct server *s, struct client *c) {
-    return !s->tls && !c->tls;
+static bool socket_open(struct client *c, const void *tls) {
+    return !tls && !c->tls;
 }
 
 static void socket_shutdown(struct client *c) {
@@ -900,6 +918,33 @@ static void socket_close(struct client *c) {
     close(c->fd);
 }
 #endif
+
+/* Owns fd from here on. NULL: no memory, and it is closed. */
+static struct client *client_add(struct server *s, int fd,
+                                 struct ssl_ctx_st *tls) {
+    struct client *c = NULL;
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    if ((size_t)fd < s->clients_size) c = calloc(1, sizeof *c);
+    if (!c) {
+        close(fd);
+        return NULL;
+    }
+    c->fd = fd;
+    bool good = socket_open(c, tls) &&
+                !epoll_ctl(s->epoll, EPOLL_CTL_ADD, fd, &event);
+    if (!good) {
+        socket_close(c);
+        free(c);
+        return NULL;
+    }
+    c->file = -1;
+    c->interest = EPOLLIN;
+    c->deadline = s->now + REQUEST_TIME;
+    s->clients[fd] = c;
+    s->connections++;
+    if ((size_t)fd >= s->clients_end) s->clients_end = (size_t)fd + 1;
+    return c;
+}
 
 static void client_kill(struct server *s, struct client *c) {
     if (c->dead) return;
@@ -1304,6 +1349,11 @@ static void bus_ask(struct server *s, int64_t delay) {
         s->bus.ask_at = s->now + delay;
 }
 
+/* It holds four of the largest messages at least, as a channel's log does. */
+static size_t bus_log_size(const struct server *s) {
+    return s->history > 4 * MIB ? s->history : 4 * MIB;
+}
+
 /* Makes room for another record. False: "not now", a live peer still needs
  * what it would overwrite. */
 static bool bus_room(struct server *s, size_t size) {
@@ -1426,20 +1476,28 @@ static bool bus_catching_up(const struct server *s) {
     return s->bus.fd >= 0 && lags;
 }
 
-/* Gives the message in p->record to our clients. False: "not now", its
+/* Gives a message from another instance to our clients. False: "not now", its
  * channel waits for slow readers. */
+static bool bus_message(struct server *s, struct text name, int opcode,
+                        struct text message) {
+    bool valid = message.size <= s->max_message && opcode != 0 &&
+                 name.size <= CHANNEL_NAME_MAX &&
+                 utf8_valid(name.at, name.size) &&
+                 (opcode != TEXT || utf8_valid(message.at, message.size));
+    struct channel *ch = valid ? channel_get(s, name) : NULL;
+    if (!valid) bus_error(s, "a message too big or not UTF-8");
+    if (ch && !channel_room(s, ch, message.size, BUS_SLOW_TIME)) return false;
+    if (ch) channel_append(s, ch, opcode, message);
+    return true;
+}
+
+/* Takes the message in p->record. False: "not now". */
 static bool peer_deliver(struct server *s, struct peer *p) {
     struct record r;
     memcpy(&r, p->record.bytes, sizeof r);
     struct text name = {p->record.bytes + sizeof r, r.name_size};
     struct text message = {name.at + name.size, r.size};
-    bool valid = message.size <= s->max_message &&
-                 utf8_valid(name.at, name.size) &&
-                 (r.opcode != TEXT || utf8_valid(message.at, message.size));
-    struct channel *ch = valid ? channel_get(s, name) : NULL;
-    if (!valid) bus_error(s, "a message too big or not UTF-8");
-    if (ch && !channel_room(s, ch, message.size, BUS_SLOW_TIME)) return false;
-    if (ch) channel_append(s, ch, r.opcode, message);
+    if (!bus_message(s, name, r.opcode, message)) return false;
     if (p->sequence != 0 && r.sequence > p->sequence) {
         unsigned long long lost = r.sequence - p->sequence, id = p->id;
         s->counters[BUS_LOST] += lost;
@@ -1796,7 +1854,7 @@ static void bus_open(struct server *s, int fd) {
     struct bus *b = &s->bus;
     b->fd = fd;
     if (fd < 0) return;
-    if (!log_open(&b->log, s->history > 4 * MIB ? s->history : 4 * MIB))
+    if (!log_open(&b->log, bus_log_size(s)))
         fail("bus: mmap", strerror(errno));
     must((int)getrandom(&b->id, sizeof b->id, 0), "bus: getrandom");
     srandom((unsigned)b->id);
@@ -1823,19 +1881,298 @@ static void bus_close(struct server *s) {
     close(s->bus.fd);
 }
 
+/* ---- 11. NATS, the other bus ---------------------------------------------
+ * For those who outgrow one network: the instances meet at a NATS server, or
+ * at a cluster of them. To us it is one more client, with a cursor into a log
+ * of ready-made commands:
+ *
+ *   we say   CONNECT {...}   SUB chat.> 1   PUB chat.text.NAME SIZE, payload
+ *   it says  INFO {...}      PING   -ERR    MSG chat.text.NAME 1 SIZE, payload
+ *
+ * Lines and payloads end with CRLF. For binary messages, "binary" stands for
+ * "text". NAME is the channel's, as %XX all but letters, digits, "-" and "_";
+ * the nameless channel is chat.text: so "nats pub chat.text hi" works.
+ *
+ * A connection that ended is made anew, and goes on with the first command
+ * that was not sent whole. What was under way is lost: NATS gives us neither
+ * receipts nor, for a newcomer, a history.
+ */
+#define NATS_LINE (32 * KIB)      /* the longest that we take */
+#define NATS_PAYLOAD (64 * MIB)   /* the most that a NATS server allows */
+#define NATS_COMMAND 256          /* of ours, without the payload */
+#define NATS_BACKOFF (5 * SECOND) /* at most, between two attempts */
+
+/* Takes apart nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT]. */
+static void nats_configure(struct server *s) {
+    struct nats *n = &s->nats;
+    char *host = strdup(s->option['b'] + 7), *at = strrchr(host, '@'), *shown;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    if (at) {
+        *at = '\0';
+        if (percent_decode(host, (size_t)(at - host), host, false) < 0)
+            option_error("bus", "bad %XX");
+        n->user = host;
+        n->password = strchr(host, ':');
+        if (n->password) *n->password++ = '\0';
+        host = at + 1;
+    }
+    must(asprintf(&shown, "nats://%s", host), "asprintf");
+    s->option['b'] = shown; /* a log is no place for passwords */
+    char *port = strrchr(host, ':');
+    if (port) *port++ = '\0';
+    int64_t number = port ? parse_number(port) : 4222;
+    if (!*host || number < 1 || number > 65535)
+        option_error("bus", "not nats://[USER:PASSWORD@]HOST[:PORT]");
+    int error = getaddrinfo(host, port ? port : "4222", &hints, &found);
+    if (error) fail(host, gai_strerror(error));
+    memcpy(&n->to, found->ai_addr, found->ai_addrlen);
+    n->to_size = found->ai_addrlen;
+    freeaddrinfo(found);
+    n->on = true;
+    n->max_message = s->max_message;
+}
+
+static void nats_open(struct server *s) {
+    if (!s->nats.on) return;
+    srandom((unsigned)getpid());
+    if (!log_open(&s->nats.channel.log, bus_log_size(s)))
+        fail("bus: mmap", strerror(errno));
+}
+
+/* The whole size of a command in the log. */
+static size_t nats_size(const uint8_t *at) {
+    const uint8_t *end = memchr(at, '\r', NATS_COMMAND);
+    const char *size = memrchr(at, ' ', (size_t)(end - at));
+    return (size_t)(end - at) + 2 + (size_t)atoll(size) + 2;
+}
+
+/* Brings n->sent up to the end of what went out, whole commands only. */
+static void nats_advance(struct nats *n) {
+    struct client *c = n->connection;
+    if (n->sent < n->channel.log.tail) n->sent = n->channel.log.tail;
+    while (c && c->channel && n->sent < c->cursor) {
+        size_t size = nats_size(log_at(&n->channel.log, n->sent));
+        if (n->sent + size > c->cursor) break;
+        n->sent += size;
+    }
+}
+
+/* Makes room for another command. False: "not now", for as long as the
+ * server gets on, and 5 s more; then it has to do without the oldest. */
+static bool nats_room(struct server *s, size_t size) {
+    struct nats *n = &s->nats;
+    struct log *log = &n->channel.log;
+    uint64_t tail = log->tail, lost = 0;
+    if (!n->on) return true;
+    nats_advance(n);
+    while (log->head + NATS_COMMAND + size - tail > log->size) {
+        lost += tail >= n->sent;
+        tail += nats_size(log_at(log, tail));
+    }
+    if (lost > 0 && s->now - n->progress_at < ALIVE_TIME) return false;
+    log->tail = tail;
+    if (lost == 0) return true;
+    s->counters[BUS_LOST] += lost;
+    bus_error(s, "NATS takes nothing, messages are lost");
+    if (n->connection) client_kill(s, n->connection);
+    return true;
+}
+
+static void nats_post(struct server *s, struct channel *ch, int opcode,
+                      struct text message) {
+    struct channel *posts = &s->nats.channel;
+    struct buffer line = {0};
+    if (!s->nats.on) return;
+    buffer_print(&line, "PUB chat.%s%s", opcode == TEXT ? "text" : "binary",
+                 ch->name_size ? "." : "");
+    buffer_escape(&line, (struct text){ch->name, ch->name_size}, "-_",
+                  "%%%02X");
+    buffer_print(&line, " %zu\r\n", message.size);
+    if (line.failed) {
+        s->counters[BUS_LOST]++;
+    } else {
+        log_append(&posts->log, line.bytes, line.size);
+        log_append(&posts->log, message.at, message.size);
+        log_append(&posts->log, "\r\n", 2);
+        posts->swept = false;
+        posts->dirty = true;
+        s->counters[BUS_OUT]++;
+    }
+    buffer_clear(&line);
+}
+
+/* Something is wrong, for good if that shows before it has ever let us in. */
+static void nats_error(struct server *s, const char *what, bool for_good) {
+    if (for_good && !s->nats.met) fail(s->option['b'], what);
+    bus_error(s, what);
+}
+
+/* Answers INFO. */
+static void nats_greet(struct server *s, struct client *c, const char *info) {
+    struct nats *n = &s->nats;
+    const char *payload = strstr(info, "\"max_payload\":");
+    size_t most = payload ? (size_t)atoll(payload + 14) : MIB;
+    s->max_message = most < n->max_message ? most : n->max_message;
+    if (n->greeted) return; /* its cluster has changed */
+    n->greeted = true;
+    if (strstr(info, "\"tls_required\":true")) {
+        nats_error(s, "the server demands TLS", true);
+        client_kill(s, c);
+    }
+    buffer_print(&c->out, "CONNECT {\"verbose\":false,\"pedantic\":false,"
+                 "\"protocol\":1,\"echo\":false,\"headers\":false,"
+                 "\"lang\":\"c\",\"name\":\"mini-ws-chat\"");
+    if (n->user) {
+        buffer_print(&c->out, ",\"%s\":", n->password ? "user" : "auth_token");
+        buffer_json(&c->out, text_of(n->user));
+    }
+    if (n->password) {
+        buffer_print(&c->out, ",\"pass\":");
+        buffer_json(&c->out, text_of(n->password));
+    }
+    buffer_print(&c->out, "}\r\nSUB chat.> 1\r\nPING\r\n");
+}
+
+/* It has answered our first ping, so it has let us in. */
+static void nats_join(struct server *s, struct client *c) {
+    struct nats *n = &s->nats;
+    if (c->channel) return;
+    fprintf(stderr, "chat: joined %s\n", s->option['b']);
+    nats_advance(n);
+    c->cursor = c->boundary = n->sent;
+    channel_insert(&n->channel, c);
+    n->channel.dirty = true;
+    n->met = true;
+    n->backoff = 0;
+    s->counters[BUS_PEERS] = 1;
+}
+
+/* Handles "MSG chat.text.NAME 1 [REPLY] SIZE" once its payload is here. False
+ * if it is not, or if the channel has no room now. */
+static bool nats_message(struct server *s, struct client *c, struct input *in,
+                         const char *line, size_t line_size) {
+    char copy[4 * KIB], name[4 * KIB], *rest = copy + 4;
+    snprintf(copy, sizeof copy, "%.*s", (int)line_size - 2, line);
+    int64_t size = parse_number(strrchr(copy, ' ') + 1);
+    if (size < 0 || size > NATS_PAYLOAD || line_size > sizeof copy) {
+        nats_error(s, "NATS sends what makes no sense", false);
+        client_kill(s, c);
+        return false;
+    }
+    if (in->size - in->next < line_size + (size_t)size + 2) return false;
+    char *subject = strsep(&rest, " ");
+    strsep(&subject, "."); /* chat */
+    const char *kind = strsep(&subject, "."), *code = subject ? subject : "";
+    int opcode = !kind || strcmp(kind, "binary") ? TEXT : BINARY;
+    ssize_t n = percent_decode(code, strlen(code), name, false);
+    struct text channel = {name, n < 0 ? SIZE_MAX : (size_t)n};
+    if (!bus_message(s, channel, opcode,
+                     (struct text){line + line_size, (size_t)size})) {
+        client_wait(s, c);
+        return false;
+    }
+    s->counters[BUS_IN]++;
+    in->next += line_size + (size_t)size + 2;
+    return true;
+}
+
+/* Handles one line. False when there is nothing to go on with. */
+static bool nats_step(struct server *s, struct client *c, struct input *in) {
+    char *line = (char *)in->bytes + in->next;
+    size_t left = in->size - in->next;
+    char *end = memmem(line, left, "\r\n", 2);
+    if (!end && left > NATS_LINE) client_kill(s, c);
+    if (!end) return false;
+    if (!strncmp(line, "MSG ", 4))
+        return nats_message(s, c, in, line, (size_t)(end - line) + 2);
+    *end = '\0';
+    in->next += (size_t)(end - line) + 2;
+    for (char *at = line; at < end; at++) /* it may end up in our log */
+        if (*at < ' ' || *at > '~') *at = '?';
+    if (!strncmp(line, "INFO ", 5)) nats_greet(s, c, line);
+    else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
+    else if (!strcmp(line, "PONG")) nats_join(s, c);
+    else if (strcmp(line, "+OK"))
+        nats_error(s, line, strstr(line, "Authorization") != NULL);
+    s->nats.skip |= strstr(line, "Maximum Payload") != NULL;
+    return !c->dead;
+}
+
+static void nats_connect(struct server *s) {
+    struct nats *n = &s->nats;
+    if (n->backoff == SECOND / 10)
+        fprintf(stderr, "chat: cannot reach %s, trying on\n", s->option['b']);
+    int on = 1, fd = socket(n->to.ss_family, SOCK_STREAM | SOCK_NONBLOCK |
+                            SOCK_CLOEXEC, 0);
+    n->backoff = n->backoff ? n->backoff * 2 : SECOND / 10;
+    if (n->backoff > NATS_BACKOFF) n->backoff = NATS_BACKOFF;
+    n->retry_at = s->now + n->backoff / 2 + random() % n->backoff / 2;
+    if (fd < 0) return;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (connect(fd, (struct sockaddr *)&n->to, n->to_size) &&
+        errno != EINPROGRESS) {
+        close(fd);
+        return;
+    }
+    struct client *c = client_add(s, fd, NULL);
+    n->connection = c;
+    n->greeted = n->skip = false;
+    if (c) c->nats = true;
+}
+
+/* The connection has ended: what it sent whole need not be sent again, nor
+ * what was too big. */
+static void nats_disconnect(struct server *s) {
+    struct nats *n = &s->nats;
+    struct client *c = n->connection;
+    nats_advance(n);
+    if (n->skip && c->channel && n->sent < c->cursor) {
+        n->sent += nats_size(log_at(&n->channel.log, n->sent));
+        s->counters[BUS_LOST]++;
+    }
+    if (c->channel) fprintf(stderr, "chat: left %s\n", s->option['b']);
+    n->connection = NULL;
+    s->counters[BUS_PEERS] = 0;
+}
+
+/* At the start, clients wait for it a moment: it says what is too big. */
+static bool nats_waits(const struct server *s) {
+    return s->nats.on && !s->nats.met && s->now < CATCH_UP_TIME;
+}
+
+/* Connects if need be; says good-bye when all is said. Returns when it is due
+ * again. */
+static int64_t nats_tick(struct server *s) {
+    struct nats *n = &s->nats;
+    struct client *c = n->connection;
+    if (!n->on) return INT64_MAX;
+    nats_advance(n);
+    bool drained = n->sent == n->channel.log.head;
+    if (drained || n->sent != n->progress) n->progress_at = s->now;
+    n->progress = n->sent;
+    if (s->stopping && c && s->connections == 1 && !c->closing &&
+        (drained || !c->channel)) {
+        client_finish(s, c);
+        client_flush(s, c);
+    }
+    if (!c && !s->stopping && s->now >= n->retry_at) nats_connect(s);
+    return n->connection ? INT64_MAX : n->retry_at;
+}
+
 /* A message from one of our clients (or from /send), on its way to all.
- * False means "not now": see channel_room and bus_room. */
+ * False means "not now": see channel_room, bus_room and nats_room. */
 static bool server_post(struct server *s, struct channel *ch, int opcode,
                         struct text message) {
-    if (!bus_room(s, message.size) ||
+    if (!bus_room(s, message.size) || !nats_room(s, message.size) ||
         !channel_room(s, ch, message.size, SLOW_TIME)) return false;
     channel_append(s, ch, opcode, message);
     bus_post(s, ch, opcode, message);
+    nats_post(s, ch, opcode, message);
     s->counters[RECEIVED]++;
     return true;
 }
 
-/* ---- 11. HTTP: the answers ----------------------------------------------
+/* ---- 12. HTTP: the answers ----------------------------------------------
  * The page, /send, /messages, /metrics, and with -d the files beneath DIR.
  */
 __asm__(".section .rodata\n"
@@ -2140,7 +2477,7 @@ static void answer_file(struct server *s, struct request *r) {
     else respond_text(s, r, "404 Not Found", "not found");
 }
 
-/* ---- 12. WebSocket: conversations ---------------------------------------
+/* ---- 13. WebSocket: conversations ---------------------------------------
  * RFC 6455: the opening handshake (4.2), messages in and out, control
  * frames between their fragments, and the closing handshake (7).
  */
@@ -2245,7 +2582,7 @@ static bool websocket_frame(struct server *s, struct client *c,
     bool control = f.opcode >= CLOSE;
     if (!error && !control && (f.opcode == CONTINUATION) != (in->opcode != 0))
         error = 1002; /* 5.4: a message within another, or none to continue */
-    if (!error && !control && f.size > s->max_message - in->done) error = 1009;
+    if (!error && !control && f.size + in->done > s->max_message) error = 1009;
     if (error) {
         websocket_close(s, c, error);
         return false;
@@ -2313,7 +2650,7 @@ static bool websocket_step(struct server *s, struct client *c,
     return true;
 }
 
-/* ---- 13. The event loop --------------------------------------------------
+/* ---- 14. The event loop --------------------------------------------------
  * A round: wait, read who has something to say, then let out what came of
  * it. Handlers only mark a client dead; server_reap frees, when no event of
  * the round can name it any more.
@@ -2399,15 +2736,19 @@ static void client_keep(struct server *s, struct client *c, struct input *in) {
     }
 }
 
+static bool client_step(struct server *s, struct client *c, struct input *in) {
+    if (c->websocket) return websocket_step(s, c, in);
+    if (c->nats) return nats_step(s, c, in);
+    return client_request(s, c, in);
+}
+
 /* Goes through its unfinished input (or what was read into the shared
  * buffer) as far as it goes, and sends what comes of it. */
 static void client_process(struct server *s, struct client *c) {
     struct input *in = c->in ? c->in : s->input;
     bool more = true;
     while (more && !c->dead) {
-        while (more && !client_busy(c))
-            more = c->websocket ? websocket_step(s, c, in)
-                                : client_request(s, c, in);
+        while (more && !client_busy(c)) more = client_step(s, c, in);
         /* What it gets from a dirty channel goes out at the round's end. */
         bool later = c->channel && c->channel->dirty && c->out.size == 0;
         if (!later || client_busy(c)) client_flush(s, c);
@@ -2465,44 +2806,24 @@ static void client_event(struct server *s, struct client *c, uint32_t events) {
 static void client_timeout(struct server *s, struct client *c) {
     struct request r = {.client = c};
     bool sending = c->out.size > 0 || c->file >= 0;
-    if (c->closing || (c->websocket ? c->pinged : sending || !c->in)) {
+    bool silent = c->channel ? c->pinged : sending || c->nats || !c->in;
+    if (c->closing || silent) {
         client_kill(s, c);
         return;
     }
     c->pinged = true;
     c->deadline = s->now + PING_TIME;
     if (c->websocket) websocket_send(s, c, PING, (struct text){"", 0});
+    else if (c->nats) buffer_print(&c->out, "PING\r\n");
     else respond_error(s, &r, 408);
     client_flush(s, c);
-}
-
-static void server_add(struct server *s, int fd) {
-    struct client *c = NULL;
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-    if ((size_t)fd < s->clients_size) c = calloc(1, sizeof *c);
-    if (!c) {
-        close(fd);
-        return;
-    }
-    c->fd = fd;
-    if (!socket_open(s, c) || epoll_ctl(s->epoll, EPOLL_CTL_ADD, fd, &event)) {
-        socket_close(c);
-        free(c);
-        return;
-    }
-    c->file = -1;
-    c->interest = EPOLLIN;
-    c->deadline = s->now + REQUEST_TIME;
-    s->clients[fd] = c;
-    s->connections++;
-    if ((size_t)fd >= s->clients_end) s->clients_end = (size_t)fd + 1;
 }
 
 static void server_accept(struct server *s) {
     for (int i = 0; i < 64 && s->connections < s->max_clients; i++) {
         int fd = accept4(s->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            server_add(s, fd);
+            client_add(s, fd, s->tls);
             continue;
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
@@ -2529,7 +2850,7 @@ static void server_stop(struct server *s) {
     close(s->listener);
     for (size_t fd = 0; fd < s->clients_end; fd++) {
         struct client *c = s->clients[fd];
-        if (!c || c->closing || c->dead) continue;
+        if (!c || c->closing || c->dead || c->nats) continue;
         if (c->websocket) websocket_close(s, c, 1001);
         else if (!c->in && !c->out.size && c->file < 0) client_kill(s, c);
         client_flush(s, c);
@@ -2541,6 +2862,7 @@ static void server_reap(struct server *s) {
     while (s->dead) {
         struct client *c = s->dead;
         s->dead = c->next_dead;
+        if (c->nats) nats_disconnect(s);
         channel_remove(c);
         struct client **link = &s->waiting;
         while (c->waiting && *link != c) link = &(*link)->next_waiting;
@@ -2591,7 +2913,9 @@ static int server_round_end(struct server *s) {
         if (ch->dirty || ch->at) channel_flush(s, ch);
         more |= ch->dirty || ch->at;
     }
-    int64_t next = bus_tick(s);
+    if (s->nats.channel.dirty) channel_flush(s, &s->nats.channel);
+    int64_t next = bus_tick(s), nats = nats_tick(s);
+    if (nats < next) next = nats;
     if (s->now >= s->tick_at) {
         s->tick_at = s->now + SECOND;
         for (size_t fd = 0; fd < s->clients_end; fd++)
@@ -2599,7 +2923,7 @@ static int server_round_end(struct server *s) {
                 client_timeout(s, s->clients[fd]);
     }
     server_reap(s);
-    s->catching_up = s->catching_up && bus_catching_up(s);
+    s->catching_up = s->catching_up && (bus_catching_up(s) || nats_waits(s));
     server_watch_listener(s);
     fflush(stdout);
     if (s->tick_at < next) next = s->tick_at;
@@ -2633,7 +2957,7 @@ static void server_run(struct server *s) {
     }
 }
 
-/* ---- 14. Options and main ------------------------------------------------
+/* ---- 15. Options and main ------------------------------------------------
  * One table makes the options, their defaults and the text of -h. Options
  * without a short form have a letter as well, which getopt is not told.
  */
@@ -2645,7 +2969,7 @@ static const struct {
     {{"address", 1, NULL, 'a'}, "ADDR", NULL, "all, IPv6 and IPv4"},
     {{"dir", 1, NULL, 'd'}, "DIR", NULL, "serve the files beneath DIR"},
     {{"bus", 1, NULL, 'b'}, "BUS", "239.255.80.80:8081",
-     "a multicast group, HOST:PORT,... or none"},
+     "a multicast group, HOST:PORT,..., nats://HOST or none"},
     {{"interface", 1, NULL, 'i'}, "NAME", "lo", "where the bus is, if a group"},
     {{"ttl", 1, NULL, 't'}, "N", NULL, "routers to pass; 0 on lo, else 1"},
     {{"secret", 1, NULL, 's'}, "FILE", NULL,
@@ -2660,7 +2984,8 @@ static const struct {
     {{"metrics", 0, NULL, 'M'}, "", NULL, "serve /metrics"},
     {{"cert", 1, NULL, 'C'}, "FILE", NULL,
      "https and wss, with --key (needs make TLS=1)"},
-    {{"key", 1, NULL, 'K'}, "FILE", NULL, "its private key; SIGHUP loads both again"},
+    {{"key", 1, NULL, 'K'}, "FILE", NULL,
+     "its private key; SIGHUP loads both again"},
     {{"quiet", 0, NULL, 'q'}, "", NULL, "no request log"},
     {{"help", 0, NULL, 'h'}, "", NULL, "this text"},
     {{"version", 0, NULL, 'V'}, "", NULL, "the version"},
@@ -2816,7 +3141,8 @@ static void server_configure(struct server *s) {
     setenv("TZ", ":/etc/localtime", 0); /* so that it is read only once, ... */
     tzset();                            /* ... and now, while we may */
     if (s->option['C'] && !tls_load(s)) exit(1);
-    bus_configure(s);
+    if (!strncmp(s->option['b'], "nats://", 7)) nats_configure(s);
+    else bus_configure(s);
     for (int i = 0; i < s->workers; i++) {
         s->sockets[i].listener = server_listen(s);
         s->sockets[i].bus = bus_socket(s, i);
@@ -2844,6 +3170,7 @@ static void server_open(struct server *s, int worker) {
     s->waiting_end = &s->waiting;
     server_limits(s);
     bus_open(s, s->sockets[worker].bus);
+    nats_open(s);
     server_watch(s, s->signals);
     server_watch(s, s->listener);
     if (s->bus.fd >= 0) server_watch(s, s->bus.fd);
@@ -2856,6 +3183,7 @@ static void server_close(struct server *s) {
         if (s->clients[fd]) client_kill(s, s->clients[fd]);
     server_reap(s);
     bus_close(s);
+    if (s->nats.on) log_close(&s->nats.channel.log);
     while (s->channels) channel_free(s, &s->channels);
     free(s->clients);
     free(s->input);
@@ -2885,7 +3213,8 @@ static void server_confine(struct server *s) {
         SYS_read, SYS_write, SYS_writev, SYS_close, SYS_shutdown, SYS_brk,
         SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise, SYS_memfd_create,
         SYS_ftruncate, SYS_getpeername, SYS_clock_gettime, SYS_futex,
-        SYS_getrandom, SYS_restart_syscall, SYS_exit_group,
+        SYS_getrandom, SYS_restart_syscall, SYS_exit_group, /* for NATS: */
+        SYS_socket, SYS_setsockopt, SYS_connect, /* for files: */
         SYS_openat2, SYS_openat, SYS_fstat, SYS_newfstatat, SYS_pread64,
         SYS_getdents64, SYS_fchdir, SYS_lseek, SYS_fcntl,
 #ifdef SYS_open
@@ -2899,6 +3228,7 @@ static void server_confine(struct server *s) {
     } filter[80] = {{LOAD, 0, 0, 4}, {IF_EQUAL, 1, 0, MACHINE},
                     {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}}, *end = filter + 4;
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        if (calls[i] == SYS_socket && !s->nats.on) i += 3;
         if (calls[i] == SYS_openat2 && s->dir < 0 && !s->tls) break;
         *end++ = (struct instruction){IF_EQUAL, 0, 1, calls[i]};
         *end++ = (struct instruction){RETURN, 0, 0, ALLOW};
@@ -2921,9 +3251,10 @@ static void server_confine(struct server *s) {
 static int workers_run(struct server *s) {
     pid_t pids[WORKERS_MAX] = {0}, parent = getpid(), pid;
     struct signalfd_siginfo signal;
-    bool stopping = false;
+    bool stopping = false, failed = false;
+    int status;
     for (int running = 0; running > 0 || !stopping;) {
-        for (int i = 0; running < s->workers && !stopping; i++) {
+        for (int i = 0; running < s->workers && !stopping && !failed; i++) {
             if (pids[i]) continue;
             pids[i] = must(fork(), "fork");
             running++;
@@ -2942,17 +3273,22 @@ static int workers_run(struct server *s) {
                 kill(pids[i], (int)signal.ssi_signo);
         }
         stopping |= stop;
-        while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+        while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
             int i = 0;
             while (pids[i] != pid) i++;
             pids[i] = 0;
             running--;
             if (stopping) continue;
+            if (WIFEXITED(status)) { /* it did not crash: it saw no way */
+                if (!failed) kill(parent, SIGTERM);
+                failed = true;
+                continue;
+            }
             fprintf(stderr, "chat: worker %d died, replaced\n", (int)pid);
             usleep(100 * 1000); /* one that dies at once must not spin */
         }
     }
-    exit(0);
+    exit(failed);
 }
 
 int main(int argc, char **argv) {

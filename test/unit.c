@@ -822,7 +822,7 @@ static struct client *client_make(struct server *s, struct channel *ch,
     int pair[2], size = 1;
     must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), "pair");
     setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    server_add(s, pair[0]);
+    client_add(s, pair[0], NULL);
     struct client *c = s->clients[pair[0]];
     c->websocket = true;
     s->counters[CLIENTS]++;
