@@ -2358,7 +2358,11 @@ static int open_beneath(int dir, const char *path) {
     struct { /* struct open_how; RESOLVE_BENEATH is 8, NO_MAGICLINKS 2 */
         uint64_t flags, mode, resolve;
     } how = {O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0, 8 | 2};
-    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+    int fd, tries = 0;
+    do { /* a rename anywhere, while ".." of a link is followed, is EAGAIN */
+        fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+    } while (fd < 0 && errno == EAGAIN && ++tries < 100);
+    return fd;
 }
 
 static const char *mime_type(const char *path) {
