@@ -2463,8 +2463,10 @@ static void answer_file(struct server *s, struct request *r) {
         return;
     }
     if (S_ISDIR(status.st_mode)) {
+        char index[HEADER_MAX + sizeof "index.html"];
         int dir = fd;
-        fd = open_beneath(dir, "index.html");
+        snprintf(index, sizeof index, "%sindex.html", path);
+        fd = open_beneath(s->dir, index); /* its link may lead up a folder */
         if (fd < 0) answer_listing(s, r, dir);
         close(dir);
         if (fd < 0) return;
