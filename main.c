@@ -454,7 +454,7 @@ struct request {
     int64_t length;            /* of the body */
     int64_t history;           /* messages asked for, -1: not asked */
     bool old;                  /* HTTP/1.0 */
-    bool keep_alive, upgrade, websocket, expects;
+    bool keep_alive, closes, upgrade, websocket, expects;
     char copy[HEADER_MAX + 1]; /* of line and headers, cut into strings */
     char name[HEADER_MAX];     /* of the channel, decoded */
 };
@@ -502,9 +502,11 @@ static int request_line(struct request *r, char *line) {
 
 /* Is `word` in a comma-separated list? */
 static bool list_has(const char *list, const char *word) {
-    for (size_t n; *list; list += n + strspn(list + n, ", \t")) {
-        n = strcspn(list, ", \t");
-        if (n == strlen(word) && !strncasecmp(list, word, n)) return true;
+    for (size_t n, size; *list; list += n) {
+        list += strspn(list, ", \t");
+        size = n = strcspn(list, ",");
+        while (size > 0 && strchr(" \t", list[size - 1])) size--;
+        if (size == strlen(word) && !strncasecmp(list, word, size)) return true;
     }
     return false;
 }
@@ -524,13 +526,13 @@ static int request_header(struct request *r, char *line) {
     if (!strcasecmp(line, "Transfer-Encoding")) return 501;
     if (!strcasecmp(line, "Connection")) {
         r->upgrade |= list_has(value, "upgrade");
-        if (list_has(value, "keep-alive")) r->keep_alive = true;
-        if (list_has(value, "close")) r->keep_alive = false;
+        r->closes |= list_has(value, "close");
+        r->keep_alive |= list_has(value, "keep-alive");
     }
     if (!strcasecmp(line, "Upgrade"))
         r->websocket |= list_has(value, "websocket");
     if (!strcasecmp(line, "Expect"))
-        r->expects = list_has(value, "100-continue");
+        r->expects |= list_has(value, "100-continue");
     return 0;
 }
 
@@ -552,6 +554,7 @@ static int request_parse(const char *bytes, size_t size, struct request *r) {
         status = line == r->copy ? request_line(r, line)
                                  : request_header(r, line);
     }
+    r->keep_alive &= !r->closes; /* whatever else is asked for (9.3) */
     if (status != 0) return -status;
     if (r->header[LENGTH]) r->length = parse_number(r->header[LENGTH]);
     const char *host = r->header[HOST];
