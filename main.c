@@ -2555,7 +2555,8 @@ static void websocket_open(struct server *s, struct request *r) {
     r->history = asked ? parse_number(history) : -1;
     if (!version || strcmp(version, "13")) {
         respond(s, r, (struct response){"426 Upgrade Required", PLAIN,
-            "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n",
+            "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\n",
             text_of("this server speaks version 13")});
     } else if (!r->upgrade || !key_valid(r->header[WS_KEY]) ||
                r->old || (asked && r->history < 0)) {
