@@ -447,6 +447,7 @@ static const char *const header_names[HEADERS] = {
 struct request {
     struct client *client;
     const char *method, *path, *query, *header[HEADERS]; /* NULL: not there */
+    const char *authority;     /* of an absolute target; NULL: it was none */
     struct text line;          /* as it came, for the log */
     const char *body;
     struct text channel;       /* in `name` */
@@ -487,7 +488,12 @@ static int request_line(struct request *r, char *line) {
     r->old = version[7] == '0';
     r->keep_alive = !r->old;
     bool absolute = strncasecmp(target, "http://", 7) == 0;
-    if (absolute) target += 7 + strcspn(target + 7, "/?"); /* 3.2.2 */
+    if (absolute) { /* 3.2.2; its host moves down by one, for a NUL */
+        size_t n = strcspn(target + 7, "/?");
+        r->authority = memmove(target + 6, target + 7, n);
+        target[6 + n] = '\0';
+        target += 7 + n;
+    }
     char *query = strchr(target, '?');
     r->query = query ? query + 1 : "";
     if (query) *query = '\0';
@@ -496,8 +502,10 @@ static int request_line(struct request *r, char *line) {
     if (n < -1 || n > CHANNEL_NAME_MAX || !utf8_valid(r->name, r->channel.size))
         return 400;
     r->path = absolute && *target == '\0' ? "/" : target;
+    bool rooted = *r->path == '/' || (!strcmp(line, "OPTIONS") &&
+                                      !strcmp(target, "*")); /* 3.2.4 */
     ssize_t size = percent_decode(target, strlen(target), target, false);
-    return *r->path == '/' && size == (ssize_t)strlen(target) ? 0 : 400;
+    return rooted && size == (ssize_t)strlen(target) ? 0 : 400;
 }
 
 /* Is `word` in a comma-separated list? */
@@ -509,6 +517,18 @@ static bool list_has(const char *list, const char *word) {
         if (size == strlen(word) && !strncasecmp(list, word, size)) return true;
     }
     return false;
+}
+
+/* A host, perhaps with a port (RFC 9110 7.2). No comma, though it could be
+ * part of a name: that would rather be two fields made one. */
+static bool host_valid(const char *host) {
+    bool six = *host == '[';
+    size_t n = six ? 1 + strspn(host + 1, "0123456789abcdefABCDEF:.") : 0;
+    while (!six && host[n] && (isalnum((unsigned char)host[n]) ||
+                               strchr("-._~%!$&'()*+;=", host[n]))) n++;
+    if (six && host[n++] != ']') return false;
+    if (host[n] == ':') n += 1 + strspn(host + n + 1, "0123456789");
+    return host[n] == '\0';
 }
 
 /* Takes in one "name: value". Returns 0 or a status. */
@@ -558,8 +578,12 @@ static int request_parse(const char *bytes, size_t size, struct request *r) {
     if (status != 0) return -status;
     if (r->header[LENGTH]) r->length = parse_number(r->header[LENGTH]);
     const char *host = r->header[HOST];
-    bool bad_host = host ? strpbrk(host, " \t/@,") != NULL : !r->old;
-    return r->length < 0 || bad_host ? -400 : end;
+    if (host ? !host_valid(host) : !r->old) return -400;
+    if (r->authority) {
+        if (!*r->authority || !host_valid(r->authority)) return -400;
+        r->header[HOST] = r->authority; /* 3.2.2: whatever Host says */
+    }
+    return r->length < 0 ? -400 : end;
 }
 
 /* ---- 6. WebSocket: frames -----------------------------------------------
