@@ -250,8 +250,8 @@ static ssize_t percent_decode(const char *in, size_t n, char *out, bool query) {
 static ssize_t query_get(const char *query, const char *name, char *out) {
     while (*query) {
         size_t n = strcspn(query, "&"), key = strcspn(query, "=&");
-        percent_decode(query, key, out, true);
-        if (!strcmp(out, name)) {
+        ssize_t got = percent_decode(query, key, out, true);
+        if (got == (ssize_t)strlen(name) && !strcmp(out, name)) {
             key += query[key] == '=';
             ssize_t size = percent_decode(query + key, n - key, out, true);
             return size < 0 ? -2 : size;
@@ -2575,8 +2575,9 @@ static void websocket_begin(struct server *s, struct request *r,
 static void websocket_open(struct server *s, struct request *r) {
     char history[HEADER_MAX];
     const char *version = r->header[WS_VERSION];
-    bool asked = query_get(r->query, "history", history) != -1;
-    r->history = asked ? parse_number(history) : -1;
+    ssize_t size = query_get(r->query, "history", history);
+    bool asked = size != -1, whole = (ssize_t)strlen(history) == size;
+    r->history = whole ? parse_number(history) : -1;
     if (!version || strcmp(version, "13")) {
         respond(s, r, (struct response){"426 Upgrade Required", PLAIN,
             "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n"
