@@ -470,7 +470,8 @@ static int request_scan(const char *bytes, size_t size) {
             (c < ' ' && !strchr("\t\r\n", c)) || c == '\0') return -400;
         if (c == '\n' && i > 2 && bytes[i - 2] == '\n') return i + 1;
     }
-    return size < HEADER_MAX ? 0 : -431;
+    if (size < HEADER_MAX) return 0;
+    return memchr(bytes, '\n', HEADER_MAX) ? -431 : -414;
 }
 
 /* Cuts up "METHOD target HTTP/1.x". Returns 0 or a status. */
@@ -2255,7 +2256,7 @@ static void http_date(char date[40], time_t time) {
 /* Queues an answer, and logs it. */
 static void respond(struct server *s, struct request *r, struct response a) {
     struct client *c = r->client;
-    bool head = r->method && !strcmp(r->method, "HEAD");
+    bool head = r->line.size > 4 && !memcmp(r->line.at, "HEAD ", 5);
     time_t now = time(NULL);
     if (now != s->date_at) http_date(s->date, now);
     s->date_at = now;
@@ -2284,6 +2285,7 @@ static void respond_text(struct server *s, struct request *r,
 static void respond_error(struct server *s, struct request *r, int status) {
     const char *text = status == 408   ? "408 Request Timeout"
                        : status == 413 ? "413 Content Too Large"
+                       : status == 414 ? "414 URI Too Long"
                        : status == 431 ? "431 Request Header Fields Too Large"
                        : status == 501 ? "501 Not Implemented"
                        : status == 505 ? "505 HTTP Version Not Supported"
