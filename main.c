@@ -455,7 +455,7 @@ struct request {
     int64_t length;            /* of the body */
     int64_t history;           /* messages asked for, -1: not asked */
     bool old;                  /* HTTP/1.0 */
-    bool keep_alive, closes, upgrade, websocket, expects;
+    bool keep_alive, closes, upgrade, websocket, expects, none_match;
     char copy[HEADER_MAX + 1]; /* of line and headers, cut into strings */
     char name[HEADER_MAX];     /* of the channel, decoded */
 };
@@ -552,6 +552,7 @@ static int request_header(struct request *r, char *line) {
     }
     if (!strcasecmp(line, "Upgrade"))
         r->websocket |= list_has(value, "websocket");
+    r->none_match |= !strcasecmp(line, "If-None-Match");
     if (!strcasecmp(line, "Expect"))
         r->expects |= list_has(value, "100-continue");
     return 0;
@@ -2248,9 +2249,22 @@ static void log_request(struct server *s, struct request *r,
 
 static void http_date(char date[40], time_t time) {
     struct tm broken;
-    date[0] = '\0'; /* for a time that no calendar has */
-    if (gmtime_r(&time, &broken))
+    date[0] = '\0'; /* for a time before all files */
+    if (time >= 0 && gmtime_r(&time, &broken))
         strftime(date, 40, "%a, %d %b %Y %H:%M:%S GMT", &broken);
+}
+
+/* Reads a date in any of its three forms (RFC 9110 5.6.7). */
+static bool date_parse(const char *text, time_t *time) {
+    static const char *const forms[] = {"%a, %d %b %Y %H:%M:%S GMT",
+        "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"};
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        struct tm broken = {0};
+        const char *end = strptime(text, forms[i], &broken);
+        *time = timegm(&broken);
+        if (end && *end == '\0') return true;
+    }
+    return false;
 }
 
 /* Queues an answer, and logs it. */
@@ -2448,14 +2462,14 @@ static void answer_listing(struct server *s, struct request *r, int dir) {
 /* Answers with an open regular file, which from here on is the client's. */
 static void answer_open_file(struct server *s, struct request *r,
                              const char *path, const struct stat *status) {
-    struct tm since = {0};
     char date[40], headers[80] = "";
-    http_date(date, status->st_mtime);
+    time_t changed = status->st_mtime, now = time(NULL), since;
+    if (changed > now) changed = now; /* RFC 9110 8.8.2.1 */
+    http_date(date, changed);
     if (*date) snprintf(headers, sizeof headers, "Last-Modified: %s\r\n", date);
-    const char *end = !r->header[SINCE] ? NULL :
-        strptime(r->header[SINCE], "%a, %d %b %Y %H:%M:%S GMT", &since);
     struct response a = {"304 Not Modified", NULL, headers, {0}};
-    if (!end || *end || timegm(&since) < status->st_mtime)
+    if (!r->header[SINCE] || r->none_match ||
+        !date_parse(r->header[SINCE], &since) || since < changed)
         a = (struct response){"200 OK", mime_type(path), headers,
                               {NULL, (size_t)status->st_size}};
     r->client->cursor = 0;
