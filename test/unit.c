@@ -145,7 +145,10 @@ static void test_query(void) {
         {"%=1&a=2", "a", 1, "2"}, {"%6&1=x", "a", -1, NULL},
         {"x?a=1", "a", -1, NULL}, {"a=%26%3d", "a", 2, "&="},
         {"+a=1", "a", -1, NULL}, {"b=a=1", "a", -1, NULL},
-        {"a;b=1", "b", -1, NULL}, {"a=\xC3\xA4", "a", 2, "\xC3\xA4"}};
+        {"a;b=1", "b", -1, NULL}, {"a=\xC3\xA4", "a", 2, "\xC3\xA4"},
+        {"a%00=1", "a", -1, NULL}, {"a%00b=1&a=2", "a", 1, "2"},
+        {"%00=1", "", -1, NULL}, {"a=%2541", "a", 3, "%41"},
+        {"a=%00b", "a", 2, NULL}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         size_t n = strlen(cases[i].query);
         char *query = copy_of(cases[i].query, n + 1), *out = malloc(n + 1);
@@ -168,7 +171,9 @@ static void test_lists(void) {
         {"upgrade", true}, {"Upgrade", true}, {"keep-alive, Upgrade", true},
         {"a,b,UPGRADE", true}, {" , ,\tupgrade ,", true}, {"", false},
         {"upgrades", false}, {"upgrad", false}, {"x-upgrade", false},
-        {"up, grade", false}, {"\"upgrade\"", false}, {",", false}};
+        {"up, grade", false}, {"\"upgrade\"", false}, {",", false},
+        {"no upgrade", false}, {"upgrade now", false}, {"upgrade;q=1", false},
+        {"x,upgrade\t ,y", true}, {"upgrade,", true}, {" \t", false}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         begin("list_has '%s'", cases[i].list);
         expect(list_has(cases[i].list, "upgrade") == cases[i].want, "wrong");
@@ -462,7 +467,21 @@ static const struct {
     {"GET /% HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
     {"GET /%4 HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
     {"GET /a%00b HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
-    {"GET %2F HTTP/1.1\r\n" H "\r\n", 1, "/", ""},
+    {"GET %2F HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"OPTIONS * HTTP/1.1\r\n" H "\r\n", 1, "*", ""},
+    {"OPTIONS * HTTP/1.1\r\n\r\n", -400, NULL, NULL},
+    {"OPTIONS ** HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"CONNECT h:80 HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http:///x HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http://?q HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http:// HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http://u@h/ HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http://h:x/ HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http:/x HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
+    {"GET http://h/x HTTP/1.1\r\nHost: a b\r\n\r\n", -400, NULL, NULL},
+    {"GET http://h/x HTTP/1.1\r\n\r\n", -400, NULL, NULL},
+    {"GET http://h/x HTTP/1.0\r\n\r\n", 1, "/x", ""},
+    {"GET http://[::1]:80/%41 HTTP/1.1\r\n" H "\r\n", 1, "/A", ""},
     {"GET /?channel=%FF HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
     {"GET /?channel=%C3 HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
     {"GET /?channel=% HTTP/1.1\r\n" H "\r\n", -400, NULL, NULL},
@@ -493,6 +512,69 @@ static const struct {
     {"POST / HTTP/1.1\r\n" H "Content-Length: 1\r\n"
      "transfer-encoding:identity\r\n\r\n", -501, NULL, NULL},
 };
+
+/* Values of Host; the grammar is in RFC 9110 7.2 and RFC 3986 3.2.2. */
+static const struct {
+    const char *host;
+    bool want;
+} hosts[] = {
+    {"", true}, {"localhost", true}, {"localhost:8080", true}, {"h:", true},
+    {":80", true}, {"192.0.2.1:1", true}, {"[::1]", true}, {"[::1]:80", true},
+    {"[2001:DB8::192.0.2.1]", true}, {"a_b-c.d~e", true}, {"%41", true},
+    {"a!$&'()*+;=b", true},
+    {"h:x", false}, {"h:80:", false}, {"h:8 0", false}, {"h:-1", false},
+    {"::1", false}, {"[::1", false}, {"[::1]x", false}, {"[::1]:x", false},
+    {"[]]", false}, {"[g]", false}, {"]", false}, {"a b", false},
+    {"a\tb", false}, {"a,b", false}, {"a@b", false}, {"a/b", false},
+    {"a?b", false}, {"a#b", false}, {"a\\b", false}, {"a\"b", false},
+    {"<a>", false}, {"a|b", false}, {"a^b", false}, {"{a}", false},
+    {"a`b", false}, {"\xC3\xA4", false}, {"http://h", false}};
+
+static void test_hosts(void) {
+    for (size_t i = 0; i < COUNT(hosts); i++) {
+        begin("host_valid '%s'", hosts[i].host);
+        expect(host_valid(hosts[i].host) == hosts[i].want, "wrong");
+        finish();
+    }
+}
+
+static void test_dates(void) {
+    static const struct {
+        const char *text;
+        long long want; /* -1: it is none */
+    } cases[] = {
+        {"Sun, 06 Nov 1994 08:49:37 GMT", 784111777},
+        {"Sunday, 06-Nov-94 08:49:37 GMT", 784111777},
+        {"Sun Nov  6 08:49:37 1994", 784111777},
+        {"Thu, 01 Jan 1970 00:00:00 GMT", 0},
+        {"Tue, 29 Feb 2000 23:59:59 GMT", 951868799},
+        {"Monday, 01-Jan-68 00:00:00 GMT", 3092601600},
+        {"Thu Feb 29 12:00:00 2024", 1709208000},
+        {"", -1}, {"0", -1}, {"784111777", -1}, {"yesterday", -1},
+        {"Sun, 06 Nov 1994", -1}, {"Sun, 06 Nov 1994 08:49:37", -1},
+        {"Sun, 06 Nov 1994 08:49:37 PST", -1},
+        {"Sun, 06 Nov 1994 08:49:37 GMT x", -1},
+        {"Sun, 06 Nov 1994 25:49:37 GMT", -1},
+        {"Sun, 32 Nov 1994 08:49:37 GMT", -1},
+        {"Sun, 06 Nox 1994 08:49:37 GMT", -1},
+        {"1994-11-06T08:49:37Z", -1}, {"Sun Nov  6 08:49:37 1994 GMT", -1}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        time_t time;
+        begin("date_parse '%s'", cases[i].text);
+        bool good = date_parse(cases[i].text, &time);
+        expect(good == (cases[i].want >= 0), "%d", good);
+        expect(!good || time == cases[i].want, "%lld", (long long)time);
+        finish();
+    }
+    begin("http_date: none for a time before all files");
+    static const long long times[] = {-1, -100000, INT64_MIN, INT64_MAX};
+    for (size_t i = 0; i < COUNT(times); i++) {
+        char date[40];
+        http_date(date, (time_t)times[i]);
+        expect(!*date, "%lld is %s", times[i], date);
+    }
+    finish();
+}
 
 /* What the parser says of a copy of the first n bytes. */
 static int parse_prefix(const char *text, size_t n, struct request *r) {
@@ -561,6 +643,20 @@ static void test_request_fields(void) {
     finish();
 
     static const struct {
+        const char *target, *host;
+    } forms[] = {{"/", "h"}, {"http://a", "a"}, {"http://a/b", "a"},
+                 {"HTTP://a.b:81?q", "a.b:81"}, {"http://[::1]/", "[::1]"}};
+    for (size_t i = 0; i < COUNT(forms); i++) {
+        char text_form[100];
+        begin("request: the host of %s is %s", forms[i].target, forms[i].host);
+        int n = snprintf(text_form, sizeof text_form, "GET %s HTTP/1.1\r\n" H
+                         "\r\n", forms[i].target);
+        expect(parse_prefix(text_form, (size_t)n, &r) == n, "not parsed");
+        expect(!strcmp(r.header[HOST], forms[i].host), "%s", r.header[HOST]);
+        finish();
+    }
+
+    static const struct {
         const char *version, *header;
         bool keep;
     } cases[] = {
@@ -568,11 +664,20 @@ static void test_request_fields(void) {
         {"1.1", "Connection: a,CLOSE", false}, {"1.0", "X: y", false},
         {"1.0", "Connection: Keep-Alive", true},
         {"1.0", "Connection: keep-alive, close", false},
-        {"1.1", "Connection: closed", true}};
+        {"1.1", "Connection: closed", true},
+        {"1.1", "Connection: close\r\nConnection: keep-alive", false},
+        {"1.1", "Connection: keep-alive\r\nConnection: close", false},
+        {"1.0", "Connection: close, keep-alive", false},
+        {"1.1", "Connection: not close", true},
+        {"1.2", "X: y", true}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         char line[100];
-        begin("request: HTTP/%s with %s is %s", cases[i].version,
-              cases[i].header, cases[i].keep ? "kept alive" : "the last");
+        struct buffer name = {0};
+        buffer_json(&name, text_of(cases[i].header));
+        begin("request: HTTP/%s with %.*s is %s", cases[i].version,
+              (int)name.size, name.bytes,
+              cases[i].keep ? "kept alive" : "the last");
+        buffer_clear(&name);
         int n = snprintf(line, sizeof line, "GET / HTTP/%s\r\nHost: h\r\n"
                          "%s\r\n\r\n", cases[i].version, cases[i].header);
         expect(parse_prefix(line, (size_t)n, &r) == n, "not parsed");
@@ -595,6 +700,16 @@ static void test_request_limit(void) {
         expect(got == (size > HEADER_MAX ? -431 : (int)size), "%d", got);
         got = parse_prefix(text, size - 1, &r);
         expect(got == (size > HEADER_MAX ? -431 : 0), "cut: %d", got);
+        finish();
+        free(text);
+    }
+    for (size_t size = HEADER_MAX - 1; size <= HEADER_MAX + 1; size++) {
+        char *text = malloc(size);
+        memset(text, 'x', size);
+        memcpy(text, "GET /", 5);
+        begin("request: %zu bytes without the line's end", size);
+        int got = request_parse(text, size, &r);
+        expect(got == (size < HEADER_MAX ? 0 : -414), "%d", got);
         finish();
         free(text);
     }
@@ -746,6 +861,15 @@ static void test_close_codes(void) {
         free(bytes);
         finish();
     }
+    begin("close_code: every code by itself");
+    for (int code = 0; code < 65536; code++) {
+        uint8_t bytes[2] = {(uint8_t)(code >> 8), (uint8_t)code};
+        bool good = code / 1000 == 3 || code / 1000 == 4 ||
+                    (code >= 1000 && code <= 1003) ||
+                    (code >= 1007 && code <= 1014);
+        expect(close_code(bytes, 2) == (good ? code : 1002), "%d", code);
+    }
+    finish();
     begin("close_code: none, half of one, with a reason, with a bad one");
     expect(close_code((uint8_t *)"", 0) == 1005, "none");
     expect(close_code((uint8_t *)"\x03", 1) == 1002, "half");
@@ -1566,6 +1690,8 @@ int main(void) {
     test_sha1();
     test_hmac();
     test_base64();
+    test_hosts();
+    test_dates();
     test_requests();
     test_request_fields();
     test_request_limit();
