@@ -68,6 +68,7 @@ static void expect_exchange(struct peer *p, const struct exchange *e) {
            "status %d, expected %d", r.status, e->status);
     if (e->field && r.status == e->status) expect_field(&r, e->field);
     if (e->body && r.status == e->status) expect_body(&r, e->body);
+    expect(!r.body || !memmem(r.body, r.length, "SECRET", 6), "a secret");
     if (e->after == KEEPS) {
         peer_text(p, GET("/messages?channel=nobody"));
         read_response(p, false, &r);
@@ -203,7 +204,17 @@ static const struct exchange http_cases[] = {
     {"POST /messages: 405", BYTES(POST("/messages", "1", "x")), HAS(405, "Allow: GET, HEAD")},
     {"PUT /send: 405", BYTES("PUT /send?message=x HTTP/1.1\r\n" HOST "\r\n"),
      HAS(405, "Allow: GET, HEAD, POST")},
-    {"OPTIONS *: 405", BYTES("OPTIONS * HTTP/1.1\r\n" HOST "\r\n"), ANSWER_OR(405, 400)},
+    {"OPTIONS *: 405", BYTES("OPTIONS * HTTP/1.1\r\n" HOST "\r\n"), HAS(405, "Allow: GET, HEAD")},
+    {"OPTIONS /send: 405", BYTES("OPTIONS /send HTTP/1.1\r\n" HOST "\r\n"), HAS(405, "Allow: GET, HEAD, POST")},
+    {"PATCH with a body: 405, the body is read", BYTES("PATCH / HTTP/1.1\r\n" HOST "Content-Length: 5\r\n\r\nGET /"),
+     HAS(405, "Allow: GET, HEAD")},
+    {"POST of an unknown path: 405", BYTES(POST("/nothing", "1", "x")), HAS(405, "Allow: GET, HEAD")},
+    {"GET *", BYTES("GET * HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a method of one letter", BYTES("X / HTTP/1.1\r\n" HOST "\r\n"), HAS(405, "Allow")},
+    {"a method of 200 letters", BYTES("GETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGET"
+     "GETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGETGET / HTTP/1.1\r\n" HOST "\r\n"),
+     HAS(405, "Allow")},
+    {"head is not HEAD", BYTES("head / HTTP/1.1\r\n" HOST "\r\n"), HAS(405, "Allow")},
     {"CONNECT: 405", BYTES("CONNECT localhost:80 HTTP/1.1\r\n" HOST "\r\n"), ANSWER_OR(405, 400)},
     {"TRACE: 405", BYTES("TRACE / HTTP/1.1\r\n" HOST "\r\n"), ANSWER(405)},
     {"methods are case-sensitive", BYTES("get / HTTP/1.1\r\n" HOST "\r\n"), ANSWER_OR(405, 400)},
@@ -223,6 +234,46 @@ static const struct exchange http_cases[] = {
     {"HEAD", BYTES("HEAD / HTTP/1.1\r\n" HOST "\r\n"), FINE},
     {"a GET with a body: the body is read", BYTES("GET / HTTP/1.1\r\n" HOST
      "Content-Length: 24\r\n\r\nGET /smuggled HTTP/1.1\r\n"), FINE},
+    {"HTTP/1.0 with keep-alive stays", BYTES("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+     HAS(200, "Connection: keep-alive")},
+    {"HTTP/1.0 with Keep-Alive in a list stays", BYTES("GET / HTTP/1.0\r\nConnection: x, Keep-Alive\r\n\r\n"), FINE},
+    {"HTTP/1.0 with close and keep-alive closes",
+     BYTES("GET / HTTP/1.0\r\nConnection: close, keep-alive\r\n\r\n"), LAST(200)},
+    {"HTTP/1.0: the next request is not answered", BYTES("GET / HTTP/1.0\r\n\r\n" GET("/")), LAST(200)},
+    {"HTTP/1.2 is HTTP/1.1", BYTES("GET / HTTP/1.2\r\n" HOST "\r\n"), FINE},
+    {"close, then keep-alive", BYTES(GET_WITH("Connection: close\r\nConnection: keep-alive\r\n")), LAST(200)},
+    {"keep-alive, then close", BYTES(GET_WITH("Connection: keep-alive\r\nConnection: close\r\n")), LAST(200)},
+    {"close in capitals", BYTES(GET_WITH("CONNECTION: CLOSE\r\n")), LAST(200)},
+    {"close: the next request is not answered", BYTES(GET_WITH("Connection: close\r\n") GET("/")), LAST(200)},
+    {"close on a 404", BYTES("GET /x HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n"), LAST(404)},
+    {"close on a 405", BYTES("PUT / HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n"), LAST(405)},
+    {"close on a POST", BYTES("POST /send HTTP/1.1\r\n" HOST "Connection: close\r\nContent-Length: 1\r\n\r\nx"),
+     200, 0, NULL, "message sent", CLOSES},
+    {"Connection: not close is no close", BYTES(GET_WITH("Connection: not close\r\n")), FINE},
+    {"Connection: empty", BYTES(GET_WITH("Connection:\r\n")), FINE},
+    {"Connection: Upgrade without an Upgrade", BYTES(GET_WITH("Connection: Upgrade\r\n")), FINE},
+    {"Upgrade: h2c is passed over", BYTES(GET_WITH("Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+     "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n")), FINE},
+    {"four empty lines before the request", BYTES("\r\n\r\n\r\n\r\n" GET("/")), FINE},
+    {"empty lines between requests", BYTES(GET("/nothing") "\r\n\r\n"), 404, 0, NULL, NULL, KEEPS},
+    {"a line feed before the request", BYTES("\n" GET("/")), REFUSED(400)},
+    {"a carriage return before the request", BYTES("\r" GET("/")), REFUSED(400)},
+    {"a Date in a 200", BYTES(GET("/")), HAS(200, "Date")},
+    {"a Date in a 404", BYTES(GET("/x")), HAS(404, "Date")},
+    {"HEAD of nothing", BYTES("HEAD /nothing HTTP/1.1\r\n" HOST "\r\n"), HAS(404, "Content-Length: 9")},
+    {"HEAD with close", BYTES("HEAD / HTTP/1.1\r\n" HOST "Connection: close\r\n\r\n"), LAST(200)},
+    {"HEAD in HTTP/1.0", BYTES("HEAD / HTTP/1.0\r\n\r\n"), LAST(200)},
+    {"HEAD without a Host: no body", BYTES("HEAD / HTTP/1.1\r\n\r\n"), REFUSED(400)},
+    {"HEAD with a NUL: no body", BYTES("HEAD / HTTP/1.1\r\n" HOST "X: \0\r\n\r\n"), REFUSED(400)},
+    {"HEAD with Transfer-Encoding: no body", BYTES("HEAD / HTTP/1.1\r\n" HOST "Transfer-Encoding: x\r\n\r\n"),
+     REFUSED(501)},
+    {"HEAD of HTTP/3.0: no body", BYTES("HEAD / HTTP/3.0\r\n" HOST "\r\n"), REFUSED(505)},
+    {"HEAD with a body too big: no body", BYTES("HEAD / HTTP/1.1\r\n" HOST "Content-Length: 65537\r\n\r\n"),
+     REFUSED(413)},
+    {"HEAD with a body: the body is read", BYTES("HEAD / HTTP/1.1\r\n" HOST "Content-Length: 3\r\n\r\nabc"), FINE},
+    {"an If-Modified-Since for the page", BYTES(GET_WITH("If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n")),
+     FINE},
+    {"a Range for the page: all of it", BYTES(GET_WITH("Range: bytes=0-1\r\n")), FINE},
 
     /* targets */
     {"absolute form", BYTES("GET http://localhost:8080/messages?channel=nobody HTTP/1.1\r\n" HOST "\r\n"),
@@ -236,6 +287,33 @@ static const struct exchange http_cases[] = {
     {"a control character in the target", BYTES("GET /a\033[1mb HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
     {"a NUL in the target", BYTES("GET /\0 HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
     {"an encoded NUL in the path", BYTES(GET("/%00")), ANSWER_OR(404, 400)},
+    {"absolute form in capitals", BYTES("GET HTTP://LOCALHOST/messages?channel=nobody HTTP/1.1\r\n" HOST "\r\n"),
+     SAYS(200, "[]")},
+    {"absolute form, an IPv6 address", BYTES("GET http://[::1]:80/ HTTP/1.1\r\n" HOST "\r\n"), FINE},
+    {"absolute form without a Host", BYTES("GET http://localhost/ HTTP/1.1\r\n\r\n"), REFUSED(400)},
+    {"absolute form with a bad Host", BYTES("GET http://localhost/ HTTP/1.1\r\nHost: a b\r\n\r\n"), REFUSED(400)},
+    {"absolute form of no host", BYTES("GET http:///messages HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form of no host but a port", BYTES("GET http://?x HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form with a user", BYTES("GET http://user@localhost/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form with a bad port", BYTES("GET http://localhost:x/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form of another scheme", BYTES("GET ftp://localhost/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form of a file", BYTES("GET file:///etc/passwd HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form with one slash", BYTES("GET http:/localhost/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"absolute form, HTTP/1.0", BYTES("GET http://localhost/ HTTP/1.0\r\n\r\n"), LAST(200)},
+    {"authority form", BYTES("GET localhost:8080 HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"%2F is no slash to begin with", BYTES("GET %2F HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a target of a query alone", BYTES("GET ?message=x HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a path is decoded once", BYTES(GET("/%2573end?message=x")), SAYS(404, "not found")},
+    {"a ? in the path, encoded, begins no query", BYTES(GET("/send%3Fmessage=x")), SAYS(404, "not found")},
+    {"a plus in the path is a plus", BYTES(GET("/se+nd")), SAYS(404, "not found")},
+    {"a NUL cuts no path", BYTES(GET("/send%00?message=x")), ANSWER_OR(404, 400)},
+    {"a bad escape in the path", BYTES(GET("/%zz")), ANSWER_OR(400, 404)},
+    {"a cut escape in the path", BYTES(GET("/%2")), ANSWER_OR(400, 404)},
+    {"a lone % in the path", BYTES(GET("/%")), ANSWER_OR(400, 404)},
+    {"%u escapes are none", BYTES(GET("/%u0073end?message=x")), ANSWER_OR(400, 404)},
+    {"bytes beyond ASCII in the path", BYTES(GET("/\303\251\377")), ANSWER_OR(404, 400)},
+    {"a CRLF in the path, encoded, stays there", BYTES(GET("/%0d%0aX-Injected:%20y")), HAS(404, "!X-Injected")},
+    {"an odd query harms nobody", BYTES(GET("/?&&==&%&%zz=%&a=%00&\377=\303")), FINE},
 
     /* the request line */
     {"no version", BYTES("GET /\r\n" HOST "\r\n"), REFUSED(400)},
@@ -247,6 +325,33 @@ static const struct exchange http_cases[] = {
     {"HTTP/1.10", BYTES("GET / HTTP/1.10\r\n" HOST "\r\n"), REFUSED_OR(400, 505)},
     {"HTTP/2.0", BYTES("GET / HTTP/2.0\r\n" HOST "\r\n"), REFUSED_OR(505, 400)},
     {"HTTP/0.9", BYTES("GET / HTTP/0.9\r\n" HOST "\r\n"), REFUSED_OR(505, 400)},
+    {"HTTP/3.0", BYTES("GET / HTTP/3.0\r\n" HOST "\r\n"), REFUSED(505)},
+    {"HTTP/1", BYTES("GET / HTTP/1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/1.", BYTES("GET / HTTP/1.\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/.1", BYTES("GET / HTTP/.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/11", BYTES("GET / HTTP/11\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/+1.1", BYTES("GET / HTTP/+1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/1.1.1", BYTES("GET / HTTP/1.1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP /1.1", BYTES("GET / HTTP /1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTPS/1.1", BYTES("GET / HTTPS/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/1.1 and a tab", BYTES("GET / HTTP/1.1\t\r\n" HOST "\r\n"), REFUSED(400)},
+    {"HTTP/0.9 without a version", BYTES("GET /\r\n\r\n"), REFUSED(400)},
+    {"no method", BYTES("/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a method with a colon", BYTES("GET: / HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a method that is no ASCII", BYTES("G\303\211T / HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a method in quotes", BYTES("\"GET\" / HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a vertical tab for a blank", BYTES("GET\013/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a form feed for a blank", BYTES("GET /\014HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a CR for a blank", BYTES("GET\r/ HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"CR CR LF after the line", BYTES("GET / HTTP/1.1\r\r\n" HOST "\r\n"), REFUSED(400)},
+    {"LF CR after the line", BYTES("GET / HTTP/1.1\n\r" HOST "\r\n"), REFUSED(400)},
+    {"only line feeds", BYTES("GET / HTTP/1.1\nHost: a\n\n"), REFUSED(400)},
+    {"DEL in the line", BYTES("GET /\177 HTTP/1.1\r\n" HOST "\r\n"), REFUSED(400)},
+    {"a response for a request", BYTES("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), REFUSED(400)},
+    {"an SSH client", BYTES("SSH-2.0-OpenSSH_9.2\r\n\r\n"), REFUSED(400)},
+    {"the PROXY protocol", BYTES("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" GET("/")), REFUSED(400)},
+    {"SOCKS", BYTES("\005\001\000"), REFUSED(400)},
+    {"a refused request: the next is not answered", BYTES("GET\r\n\r\n" GET("/")), REFUSED(400)},
     {"the preface of HTTP/2", BYTES("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), REFUSED_OR(400, 505)},
     {"a TLS hello", BYTES("\026\003\001\002\0\001\0\001\374\003\003\r\n\r\n"), REFUSED(400)},
     {"only blank lines and rubbish", BYTES("\r\nrubbish\r\n\r\n"), REFUSED(400)},
@@ -258,6 +363,27 @@ static const struct exchange http_cases[] = {
     {"Host in small letters counts too", BYTES(GET_WITH("host: other\r\n")), REFUSED(400)},
     {"a Host with a blank in it", BYTES("GET / HTTP/1.1\r\nHost: a b\r\n\r\n"), REFUSED(400)},
     {"X-Host is no Host", BYTES("GET / HTTP/1.1\r\nX-Host: a\r\n\r\n"), REFUSED(400)},
+    {"an empty Host is fine", BYTES("GET / HTTP/1.1\r\nHost:\r\n\r\n"), FINE},
+    {"a Host without a port", BYTES("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"), FINE},
+    {"a Host with an empty port", BYTES("GET / HTTP/1.1\r\nHost: localhost:\r\n\r\n"), FINE},
+    {"a Host of IPv6", BYTES("GET / HTTP/1.1\r\nHost: [2001:db8::1]\r\n\r\n"), FINE},
+    {"a Host of IPv6 with a port", BYTES("GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n"), FINE},
+    {"a Host with white space around", BYTES("GET / HTTP/1.1\r\nHost: \t localhost \t\r\n\r\n"), FINE},
+    {"a Host of IPv6 without brackets", BYTES("GET / HTTP/1.1\r\nHost: ::1\r\n\r\n"), REFUSED(400)},
+    {"a Host with one bracket", BYTES("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n"), REFUSED(400)},
+    {"a Host with a bad port", BYTES("GET / HTTP/1.1\r\nHost: localhost:x\r\n\r\n"), REFUSED(400)},
+    {"a Host with two ports", BYTES("GET / HTTP/1.1\r\nHost: localhost:80:80\r\n\r\n"), REFUSED(400)},
+    {"a Host with a path", BYTES("GET / HTTP/1.1\r\nHost: localhost/x\r\n\r\n"), REFUSED(400)},
+    {"a Host with a query", BYTES("GET / HTTP/1.1\r\nHost: localhost?x\r\n\r\n"), REFUSED(400)},
+    {"a Host with a fragment", BYTES("GET / HTTP/1.1\r\nHost: localhost#x\r\n\r\n"), REFUSED(400)},
+    {"a Host with a user", BYTES("GET / HTTP/1.1\r\nHost: user@localhost\r\n\r\n"), REFUSED(400)},
+    {"a Host with a backslash", BYTES("GET / HTTP/1.1\r\nHost: a\\b\r\n\r\n"), REFUSED(400)},
+    {"a Host with a quote", BYTES("GET / HTTP/1.1\r\nHost: \"a\"\r\n\r\n"), REFUSED(400)},
+    {"a Host with a scheme", BYTES("GET / HTTP/1.1\r\nHost: http://a\r\n\r\n"), REFUSED(400)},
+    {"a Host that is a list", BYTES("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"), REFUSED(400)},
+    {"a Host that is no ASCII", BYTES("GET / HTTP/1.1\r\nHost: \303\251\r\n\r\n"), REFUSED(400)},
+    {"a bad Host in HTTP/1.0", BYTES("GET / HTTP/1.0\r\nHost: a b\r\n\r\n"), REFUSED(400)},
+    {"two Hosts in HTTP/1.0", BYTES("GET / HTTP/1.0\r\n" HOST HOST "\r\n"), REFUSED(400)},
 
     /* header fields */
     {"a blank before the colon", BYTES(GET_WITH("X : y\r\n")), REFUSED(400)},
@@ -284,6 +410,40 @@ static const struct exchange http_cases[] = {
     {"no blank after the colon is fine", BYTES(GET_WITH("X:y\r\n")), FINE},
     {"bytes beyond ASCII in a value are fine", BYTES(GET_WITH("X: \303\251\r\n")), FINE},
     {"every letter of a token in a name", BYTES(GET_WITH("!#$%&'*+-.^_`|~aZ09: x\r\n")), FINE},
+    {"a value of blanks is fine", BYTES(GET_WITH("X: \t \r\n")), FINE},
+    {"colons in a value are fine", BYTES(GET_WITH("X:: y:z\r\n")), FINE},
+    {"any byte from 80 in a value is fine", BYTES(GET_WITH("X: \200\201\277\300\376\377\r\n")), FINE},
+    {"the same field many times is fine", BYTES(GET_WITH("X: 1\r\nX: 2\r\nX: 3\r\nx: 4\r\n")), FINE},
+    {"Cookie and Authorization are passed over", BYTES(GET_WITH("Cookie: a=b; c\r\nAuthorization: Basic eDp5\r\n")),
+     FINE},
+    {"a fold with nothing in it", BYTES(GET_WITH("X: y\r\n \r\n")), REFUSED(400)},
+    {"a fold that hides a field", BYTES(GET_WITH("X: y\r\n Content-Length: 5\r\n")), REFUSED(400)},
+    {"a fold of Host", BYTES("GET / HTTP/1.1\r\nHost:\r\n localhost\r\n\r\n"), REFUSED(400)},
+    {"a fold of Content-Length", BYTES(POST("/send", "1\r\n 0", "x")), REFUSED(400)},
+    {"a fold of Transfer-Encoding", BYTES(GET_WITH("Transfer-Encoding:\r\n chunked\r\n")), REFUSED_OR(501, 400)},
+    {"a blank before Host's colon", BYTES("GET / HTTP/1.1\r\nHost : a\r\n\r\n"), REFUSED(400)},
+    {"a name with a slash", BYTES(GET_WITH("X/Y: z\r\n")), REFUSED(400)},
+    {"a name with an @", BYTES(GET_WITH("X@Y: z\r\n")), REFUSED(400)},
+    {"a name with a comma", BYTES(GET_WITH("X,Y: z\r\n")), REFUSED(400)},
+    {"a name with a semicolon", BYTES(GET_WITH("X;Y: z\r\n")), REFUSED(400)},
+    {"a name with an equals sign", BYTES(GET_WITH("X=Y: z\r\n")), REFUSED(400)},
+    {"a name in quotes", BYTES(GET_WITH("\"X\": z\r\n")), REFUSED(400)},
+    {"a name in braces", BYTES(GET_WITH("{X}: z\r\n")), REFUSED(400)},
+    {"a name with a backslash", BYTES(GET_WITH("X\\Y: z\r\n")), REFUSED(400)},
+    {"a name that begins with DEL", BYTES(GET_WITH("\177X: z\r\n")), REFUSED(400)},
+    {"a name that begins with a CR", BYTES(GET_WITH("\rX: z\r\n")), REFUSED(400)},
+    {"a vertical tab in a value", BYTES(GET_WITH("X: a\013b\r\n")), REFUSED(400)},
+    {"a form feed in a value", BYTES(GET_WITH("X: a\014b\r\n")), REFUSED(400)},
+    {"a backspace in a value", BYTES(GET_WITH("X: a\bb\r\n")), REFUSED(400)},
+    {"an escape in a value", BYTES(GET_WITH("X: a\033[2Jb\r\n")), REFUSED(400)},
+    {"US, the last control, in a value", BYTES(GET_WITH("X: a\037b\r\n")), REFUSED(400)},
+    {"CR CR LF after a field", BYTES(GET_WITH("X: a\r\r\n")), REFUSED(400)},
+    {"LF CR after a field", BYTES(GET_WITH("X: a\n\rY: b\r\n")), REFUSED(400)},
+    {"a bare LF that hides a field", BYTES(GET_WITH("X: a\nTransfer-Encoding: chunked\r\n")), REFUSED_OR(400, 501)},
+    {"a bare CR at the header's end", BYTES("GET / HTTP/1.1\r\n" HOST "\rGET"), REFUSED(400)},
+    {"a bare CR before the empty line", BYTES("GET / HTTP/1.1\r\n" HOST "\r\r\n"), REFUSED(400)},
+    {"a NUL for the end of a line", BYTES("GET / HTTP/1.1\0\n" HOST "\r\n"), REFUSED(400)},
+    {"a bad field: the next request is not answered", BYTES(GET_WITH("X : y\r\n") GET("/")), REFUSED(400)},
 
     /* message length */
     {"Transfer-Encoding: chunked", BYTES("POST /send HTTP/1.1\r\n" HOST
@@ -297,6 +457,27 @@ static const struct exchange http_cases[] = {
      "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc"), REFUSED_OR(501, 400)},
     {"Transfer-Encoding in HTTP/1.0", BYTES("POST /send HTTP/1.0\r\n" HOST
      "Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"), REFUSED_OR(501, 400)},
+    {"Transfer-Encoding: empty", BYTES(GET_WITH("Transfer-Encoding:\r\n")), REFUSED_OR(501, 400)},
+    {"Transfer-Encoding: xchunked", BYTES(GET_WITH("Transfer-Encoding: xchunked\r\n")), REFUSED(501)},
+    {"Transfer-Encoding: gzip, chunked", BYTES(GET_WITH("Transfer-Encoding: gzip, chunked\r\n")), REFUSED(501)},
+    {"Transfer-Encoding: chunked, identity", BYTES(GET_WITH("Transfer-Encoding: chunked, identity\r\n")),
+     REFUSED(501)},
+    {"Transfer-Encoding: chunked;q=1", BYTES(GET_WITH("Transfer-Encoding: chunked;q=1\r\n")), REFUSED(501)},
+    {"Transfer-Encoding: a tab, then chunked", BYTES(GET_WITH("Transfer-Encoding:\tchunked\r\n")), REFUSED(501)},
+    {"Transfer-Encoding: quoted", BYTES(GET_WITH("Transfer-Encoding: \"chunked\"\r\n")), REFUSED(501)},
+    {"Transfer-Encoding twice", BYTES(GET_WITH("Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n")),
+     REFUSED(501)},
+    {"tRANSFER-eNCODING", BYTES(GET_WITH("tRANSFER-eNCODING: Chunked\r\n")), REFUSED(501)},
+    {"Transfer-Encoding with a blank before the colon", BYTES(GET_WITH("Transfer-Encoding : chunked\r\n")),
+     REFUSED(400)},
+    {"Transfer-Encoding with a NUL", BYTES(GET_WITH("Transfer-Encoding\0: chunked\r\n")), REFUSED(400)},
+    {"Transfer-Encoding with a vertical tab", BYTES(GET_WITH("Transfer-Encoding:\013chunked\r\n")), REFUSED(400)},
+    {"Transfer-Encoding behind a blank", BYTES(GET_WITH(" Transfer-Encoding: chunked\r\n")), REFUSED(400)},
+    {"Transfer Encoding", BYTES(GET_WITH("Transfer Encoding: chunked\r\n")), REFUSED(400)},
+    {"X-Transfer-Encoding is another field", BYTES(GET_WITH("X-Transfer-Encoding: chunked\r\n")), FINE},
+    {"Transfer-Encoding: the chunks are no request", BYTES("POST /send HTTP/1.1\r\n" HOST
+     "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" GET("/")), REFUSED(501)},
+    {"TE and Trailer are passed over", BYTES(GET_WITH("TE: trailers\r\nTrailer: X\r\n")), FINE},
     {"two different Content-Lengths", BYTES("POST /send HTTP/1.1\r\n" HOST
      "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"), REFUSED(400)},
     {"two equal Content-Lengths", BYTES("POST /send HTTP/1.1\r\n" HOST
@@ -314,6 +495,43 @@ static const struct exchange http_cases[] = {
     {"Content-Length of thirty digits", BYTES(POST("/send", "999999999999999999999999999999", "abc")),
      REFUSED_OR(400, 413)},
     {"Content-Length 003", BYTES(POST("/send", "003", "abc")), 200, 400, NULL, "message sent", EITHER},
+    {"Content-Length with white space around", BYTES(POST("/send", "\t 3 \t", "abc")), SAYS(200, "message sent")},
+    {"Content-Length 0 with GET", BYTES(GET_WITH("Content-Length: 0\r\n")), FINE},
+    {"Content-Length 3;", BYTES(POST("/send", "3;", "abc")), REFUSED(400)},
+    {"Content-Length 3,", BYTES(POST("/send", "3,", "abc")), REFUSED(400)},
+    {"Content-Length 3, 4", BYTES(POST("/send", "3, 4", "abc")), REFUSED(400)},
+    {"Content-Length \"3\"", BYTES(POST("/send", "\"3\"", "abc")), REFUSED(400)},
+    {"Content-Length 1e1", BYTES(POST("/send", "1e1", "abc")), REFUSED(400)},
+    {"Content-Length --3", BYTES(POST("/send", "--3", "abc")), REFUSED(400)},
+    {"Content-Length -0", BYTES(POST("/send", "-0", "")), REFUSED(400)},
+    {"Content-Length 3 in other digits", BYTES(POST("/send", "\331\243", "abc")), REFUSED(400)},
+    {"Content-Length 3 and a vertical tab", BYTES(POST("/send", "3\013", "abc")), REFUSED(400)},
+    {"Content-Length 3 and a NUL", BYTES("POST /send HTTP/1.1\r\n" HOST "Content-Length: 3\0\r\n\r\nabc"),
+     REFUSED(400)},
+    {"Content-Length of blanks", BYTES(POST("/send", " \t ", "abc")), REFUSED(400)},
+    {"Content-Length 2^31", BYTES(POST("/send", "2147483648", "abc")), REFUSED(413)},
+    {"Content-Length 2^63 - 1", BYTES(POST("/send", "9223372036854775807", "abc")), REFUSED_OR(413, 400)},
+    {"Content-Length 2^63", BYTES(POST("/send", "9223372036854775808", "abc")), REFUSED_OR(413, 400)},
+    {"Content-Length 2^64 - 1", BYTES(POST("/send", "18446744073709551615", "abc")), REFUSED_OR(413, 400)},
+    {"Content-Length 2^64", BYTES(POST("/send", "18446744073709551616", "abc")), REFUSED_OR(413, 400)},
+    {"Content-Lengths in different case", BYTES("POST /send HTTP/1.1\r\n" HOST
+     "Content-Length: 3\r\ncONTENT-lENGTH: 4\r\n\r\nabcd"), REFUSED(400)},
+    {"two Content-Lengths with GET", BYTES(GET_WITH("Content-Length: 0\r\nContent-Length: 0\r\n")), REFUSED(400)},
+    {"Content-Length with a blank before the colon", BYTES("POST /send HTTP/1.1\r\n" HOST
+     "Content-Length : 3\r\n\r\nabc"), REFUSED(400)},
+    {"Content_Length is another field", BYTES(GET_WITH("Content_Length: 3\r\n")), FINE},
+    {"X-Content-Length is another field", BYTES(GET_WITH("X-Content-Length: 3\r\n")), FINE},
+    {"a bad Content-Length with GET", BYTES(GET_WITH("Content-Length: x\r\n")), REFUSED(400)},
+    {"a bad Content-Length in HTTP/1.0", BYTES("GET / HTTP/1.0\r\nContent-Length: x\r\n\r\n"), REFUSED(400)},
+    {"Content-Length of a GET that is too big", BYTES(GET_WITH("Content-Length: 65537\r\n")), REFUSED(413)},
+    {"a body that looks like a request is a body", BYTES(POST("/send?channel=body", "29",
+     "GET /send HTTP/1.1\r\nHost: a\r\n")), SAYS(200, "message sent")},
+    {"Expect of something else", BYTES(GET_WITH("Expect: coffee\r\n")), 200, 417, NULL, NULL, EITHER},
+    {"Expect: 100-continue without a body", BYTES(GET_WITH("Expect: 100-continue\r\n")), FINE},
+    {"Expect: 100-continue with an empty body", BYTES(GET_WITH("Content-Length: 0\r\nExpect: 100-continue\r\n")),
+     FINE},
+    {"Expect: 100-continue with Transfer-Encoding: no 100", BYTES("POST /send HTTP/1.1\r\n" HOST
+     "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"), REFUSED(501)},
     {"no 100 for HTTP/1.0",
      BYTES("POST /send HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"), 200, 0, NULL,
      "message sent", CLOSES},
@@ -331,6 +549,13 @@ static const struct exchange http_cases[] = {
     {"send: an empty query", BYTES(GET("/send?")), SAYS(400, NOT_PROVIDED)},
     {"send: another parameter", BYTES(GET("/send?messages=x&amessage=y")), SAYS(400, NOT_PROVIDED)},
     {"send: Message is another name", BYTES(GET("/send?Message=x")), SAYS(400, NOT_PROVIDED)},
+    {"send: a NUL cuts no name", BYTES(GET("/send?message%00x=y")), SAYS(400, NOT_PROVIDED)},
+    {"send: the name is decoded once", BYTES(GET("/send?m%2565ssage=x")), SAYS(400, NOT_PROVIDED)},
+    {"send: a semicolon parts nothing", BYTES(GET("/send?a=b;message=x")), SAYS(400, NOT_PROVIDED)},
+    {"send: a bad escape in the message", BYTES(GET("/send?message=%zz")), ANSWER(400)},
+    {"send: a cut escape in the message", BYTES(GET("/send?message=%e")), ANSWER(400)},
+    {"send: a bad escape elsewhere", BYTES(GET("/send?x=%zz&message=y")), SAYS(200, "message sent")},
+    {"send: a bad escape in the channel", BYTES(GET("/send?message=x&channel=%g0")), ANSWER(400)},
     {"send: HEAD", BYTES("HEAD /send HTTP/1.1\r\n" HOST "\r\n"), ANSWER(400)},
     {"send: HEAD with a message", BYTES("HEAD /send?message=x&channel=head HTTP/1.1\r\n" HOST "\r\n"), FINE},
     {"send: HEAD sends nothing", BYTES(GET("/messages?channel=head")), SAYS(200, "[]")},
@@ -496,7 +721,26 @@ static void pipelining_test(int port) {
     free(many);
 }
 
+#define REST " HTTP/1.1\r\n" HOST "\r\n"
+
 static void size_test(int port) {
+    static const struct {
+        const char *name, *begin;
+        int size; /* filled up to this, then comes the end */
+        const char *end;
+        int status;
+    } lines[] = {
+        { "a line of 8,000 bytes", "GET /", 7989, REST, 404 },
+        { "a target of 9,000 bytes", "GET /", 9000, REST, 414 },
+        { "a target of 9,000 bytes, HEAD", "HEAD /", 9000, REST, 414 },
+        { "a query of 9,000 bytes", "GET /?", 9000, REST, 414 },
+        { "a line that never ends", "GET /", 130000, "", 414 },
+        { "a method of 8,000 bytes", "", 8000, " /" REST, 405 },
+        { "fields of 9,000 bytes, HEAD", "HEAD / HTTP/1.1\r\n" HOST "X: ", 9000,
+          "\r\n\r\n", 431 },
+        { "a name of 9,000 bytes", "GET / HTTP/1.1\r\n" HOST, 9000,
+          ": y\r\n\r\n", 431 },
+    };
     struct peer *p;
     struct response r;
     char *big = malloc(140000);
@@ -540,17 +784,19 @@ static void size_test(int port) {
     peer_close(p);
     finish();
 
-    begin("a target of 9,000 bytes: 431");
-    p = peer_open(port);
-    memset(big, 'x', 9000);
-    memcpy(big, "GET /", 5);
-    peer_send(p, big, 9000);
-    peer_text(p, " HTTP/1.1\r\n" HOST "\r\n");
-    read_response(p, false, &r);
-    expect(r.status == 431 || r.status == 414, "status %d", r.status);
-    expect_end(p);
-    peer_close(p);
-    finish();
+    for (size_t i = 0; i < COUNT(lines); i++) {
+        begin("%s: %d", lines[i].name, lines[i].status);
+        p = peer_open(port);
+        n = sprintf(big, "%s", lines[i].begin);
+        memset(big + n, 'x', (size_t)(lines[i].size - n));
+        peer_send(p, big, (size_t)lines[i].size);
+        peer_text(p, lines[i].end);
+        read_response(p, !strncmp(big, "HEAD", 4), &r);
+        expect(r.status == lines[i].status, "status %d", r.status);
+        if (r.status != 404 && r.status != 405) expect_end(p);
+        peer_close(p);
+        finish();
+    }
 
     begin("many small fields beyond 8 KiB: 431");
     p = peer_open(port);
@@ -2767,7 +3013,8 @@ static void log_test(void) {
     finish();
 }
 
-/* Ten seconds for a header, however the bytes trickle. */
+/* Ten seconds for a header, however the bytes trickle, and for more of a
+ * body. */
 static void late_test(void) {
     static const struct {
         const char *name, *sent;
@@ -2777,6 +3024,9 @@ static void late_test(void) {
         { "half a header", "GET / HTTP/1.1\r\nHost: a\r\n", false },
         { "a header that trickles", "GET / HTTP/1.1\r\nX: ", true },
         { "a header that trickles after a request", GET("/") "GET", true },
+        { "a lone CR", "\r", false },
+        { "a body that does not come", POST("/send", "10", ""), false },
+        { "half a body", POST("/send", "10", "hello"), false },
     };
     struct server s = { 0 };
     struct peer *p[COUNT(cases)];
@@ -2811,7 +3061,7 @@ static void late_test(void) {
                 }
     }
     for (size_t i = 0; i < COUNT(cases); i++) {
-        begin("10 s for a header: %s", cases[i].name);
+        begin("10 s, then 408: %s", cases[i].name);
         expect(ended[i] > 0, "still open after %.1f s", now() - began);
         expect(ended[i] > 9.5 && ended[i] < 12.5, "ended after %.1f s",
                ended[i]);
