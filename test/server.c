@@ -11,6 +11,8 @@
 #include "harness.h"
 
 #include <ftw.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define BYTES(text)  text, sizeof(text) - 1 /* may hold NUL bytes */
@@ -1025,6 +1027,19 @@ static const char *const odd_names[] = {
     "*star*",
 };
 
+#define TEN       "nnnnnnnnnn"
+#define FIFTY     TEN TEN TEN TEN TEN
+#define LONG_NAME FIFTY FIFTY FIFTY FIFTY FIFTY "nnnnn" /* 255 letters */
+
+static void make_socket(const char *name) {
+    struct sockaddr_un at = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    snprintf(at.sun_path, sizeof at.sun_path, "%s", in_folder(name));
+    if (bind(fd, (struct sockaddr *)&at, sizeof at) < 0) perror(name);
+    close(fd);
+}
+
 static void make_tree(void) {
     char name[300];
 
@@ -1080,11 +1095,39 @@ static void make_tree(void) {
     make_link("nowhere", "www/dangling");
     mkfifo(in_folder("www/fifo"), 0644);
     mkfifo(in_folder("www/void/fifo"), 0644);
+    make_file("www/sub/.hidden", BYTES("SECRET"));
+    make_file("www/sub/deep/.hidden", BYTES("SECRET"));
+    make_file("www/..odd", BYTES("SECRET"));
+    make_file("www/...", BYTES("SECRET"));
+    make_link("inside.txt", "www/twice.txt");
+    make_link("../../sub/b.txt", "www/sub/deep/far.txt");
+    make_link("outsidedir/secret", "www/hop.txt");
+    make_link("../www/a.txt", "www/outandin.txt");
+    make_link("insidedir", "www/seconddir");
+    make_link("..", "www/updir");
+    make_link("/proc/self/root", "www/root");
+    make_dir("www/linkhome");
+    make_link("../home/index.html", "www/linkhome/index.html");
+    make_dir("www/outhome");
+    make_link("../../secret", "www/outhome/index.html");
+    make_dir("www/dirhome");
+    make_dir("www/dirhome/index.html");
+    make_dir("www/fifohome");
+    mkfifo(in_folder("www/fifohome/index.html"), 0644);
+    make_dir("www/cr\r\nX-Injected: y");
+    make_dir("www/a?b#c\"d<e");
+    make_file("www/" LONG_NAME, BYTES("long"));
+    make_socket("www/socket");
+    /* best effort: only root may, and without it the rows say 404 as well */
+    mknod(in_folder("www/device"), S_IFCHR | 0644, makedev(1, 5));
 }
 
 #define HTML   "Content-Type: text/html; charset=utf-8"
 #define PLAIN  "Content-Type: text/plain; charset=utf-8"
 #define HIDDEN 404, 400, NULL, NULL, EITHER /* never a file */
+#define SINCE(date)                     \
+    "GET /old.txt HTTP/1.1\r\n" HOST    \
+    "If-Modified-Since: " date "\r\n\r\n"
 
 /* clang-format off */
 static const struct exchange file_cases[] = {
@@ -1118,6 +1161,92 @@ static const struct exchange file_cases[] = {
      NULL, KEEPS},
     {"folder with a slash: a listing", BYTES(GET("/sub/")), HAS(200, HTML)},
     {"folder with an index.html", BYTES(GET("/home/")), 200, 0, HTML, "<!doctype html><p>inner</p>\n", KEEPS},
+    {"index.html is a link up a folder", BYTES(GET("/linkhome/")), 200, 0, HTML, "<!doctype html><p>inner</p>\n",
+     KEEPS},
+    {"index.html is a link out", BYTES(GET("/outhome/")), ANSWER_OR(200, 404)},
+    {"index.html is a folder", BYTES(GET("/dirhome/")), ANSWER_OR(404, 200)},
+    {"index.html is a FIFO", BYTES(GET("/fifohome/")), ANSWER_OR(404, 200)},
+    {"folder without a slash, HEAD", BYTES("HEAD /sub HTTP/1.1\r\n" HOST "\r\n"), 301, 308, "Location: /sub/",
+     NULL, KEEPS},
+    {"a redirect splits no header", BYTES(GET("/cr%0d%0aX-Injected:%20y")), 301, 308, "!X-Injected", NULL, KEEPS},
+    {"a redirect is encoded", BYTES(GET("/a%3fb%23c%22d%3Ce")), 301, 308, "Location: /a%3Fb%23c%22d%3Ce/", NULL,
+     KEEPS},
+    {"a redirect of a link to a folder", BYTES(GET("/seconddir")), 301, 308, "Location: /seconddir/", NULL, KEEPS},
+    {"two slashes inside", BYTES(GET("/sub//b.txt")), ANSWER_OR(200, 404)},
+    {"two slashes at the end", BYTES(GET("/sub//")), ANSWER_OR(200, 404)},
+    {"two slashes before a file", BYTES(GET("//a.txt")), ANSWER_OR(200, 404)},
+    {"a name of 255 bytes", BYTES(GET("/" LONG_NAME)), SAYS(200, "long")},
+    {"a name of 256 bytes", BYTES(GET("/n" LONG_NAME)), SAYS(404, "not found")},
+    {"capitals are other letters", BYTES(GET("/A.TXT")), SAYS(404, "not found")},
+    {"a blank at the end is part of the name", BYTES(GET("/a.txt%20")), SAYS(404, "not found")},
+    {"a dot at the end is part of the name", BYTES(GET("/a.txt.")), SAYS(404, "not found")},
+    {"a newline at the end is part of the name", BYTES(GET("/a.txt%0a")), SAYS(404, "not found")},
+    {"a stream's name is part of the name", BYTES(GET("/a.txt::$DATA")), SAYS(404, "not found")},
+    {"a glob is a name", BYTES(GET("/*.txt")), SAYS(404, "not found")},
+    {"a tilde is a name", BYTES(GET("/~root/")), SAYS(404, "not found")},
+    {"a drive is a name", BYTES(GET("/C:/a.txt")), SAYS(404, "not found")},
+    {"a link to a link", BYTES(GET("/twice.txt")), SAYS(200, "text of a\n")},
+    {"a link two folders up", BYTES(GET("/sub/deep/far.txt")), SAYS(200, "text of b\n")},
+    {"a link to a link to a folder", BYTES(GET("/seconddir/b.txt")), SAYS(200, "text of b\n")},
+    {"a link through a link out", BYTES(GET("/hop.txt")), HIDDEN},
+    {"a link out and in again", BYTES(GET("/outandin.txt")), HIDDEN},
+    {"a link to the folder above", BYTES(GET("/updir/")), HIDDEN},
+    {"a link to the folder above, a file", BYTES(GET("/updir/secret")), HIDDEN},
+    {"a magic link", BYTES(GET("/root/etc/passwd")), HIDDEN},
+    {"a dotfile in a folder", BYTES(GET("/sub/.hidden")), HIDDEN},
+    {"a dotfile deeper", BYTES(GET("/sub/deep/.hidden")), HIDDEN},
+    {"a dotfile behind a link", BYTES(GET("/insidedir/.hidden")), HIDDEN},
+    {"a dotfile behind two slashes", BYTES(GET("/sub//.hidden")), HIDDEN},
+    {"a dotfile behind %2f", BYTES(GET("/sub%2f.hidden")), HIDDEN},
+    {"a dotfile behind %2f%2e", BYTES(GET("/sub%2F%2Ehidden")), HIDDEN},
+    {"a name of two dots and more", BYTES(GET("/..odd")), HIDDEN},
+    {"a name of three dots", BYTES(GET("/...")), HIDDEN},
+    {"a dot folder without a slash", BYTES(GET("/.git")), HIDDEN},
+    {"a dot folder, encoded", BYTES(GET("/%2egit/config")), HIDDEN},
+    {"one dot", BYTES(GET("/.")), HIDDEN},
+    {"one dot before a file", BYTES(GET("/./a.txt")), HIDDEN},
+    {"one dot after a folder", BYTES(GET("/sub/.")), HIDDEN},
+    {".. inside", BYTES(GET("/sub/../a.txt")), HIDDEN},
+    {".. at the end", BYTES(GET("/sub/..")), HIDDEN},
+    {".. alone", BYTES(GET("/..")), HIDDEN},
+    {".. beneath a file", BYTES(GET("/a.txt/../../secret")), HIDDEN},
+    {".. beneath a link", BYTES(GET("/insidedir/../../secret")), HIDDEN},
+    {".. beneath a link out", BYTES(GET("/outsidedir/../secret")), HIDDEN},
+    {".. beneath nothing", BYTES(GET("/nothing/../../secret")), HIDDEN},
+    {".. behind two slashes", BYTES(GET("//../secret")), HIDDEN},
+    {".. between slashes", BYTES(GET("/sub//..//..//secret")), HIDDEN},
+    {".. in a query is no path", BYTES(GET("/a.txt?/../secret")), SAYS(200, "text of a\n")},
+    {"....//", BYTES(GET("/....//secret")), HIDDEN},
+    {"..././", BYTES(GET("/..././secret")), HIDDEN},
+    {"%2e", BYTES(GET("/%2e/a.txt")), HIDDEN},
+    {"%2e%2e at the end", BYTES(GET("/sub/%2e%2e")), HIDDEN},
+    {"%2E. mixed", BYTES(GET("/sub/%2E./../secret")), HIDDEN},
+    {"%2e%2e%5c", BYTES(GET("/%2e%2e%5csecret")), HIDDEN},
+    {"..%252f", BYTES(GET("/..%252fsecret")), HIDDEN},
+    {"..%255c", BYTES(GET("/..%255csecret")), HIDDEN},
+    {"..%c0%af", BYTES(GET("/..%c0%afsecret")), HIDDEN},
+    {"..%e0%80%af", BYTES(GET("/..%e0%80%afsecret")), HIDDEN},
+    {"..%u2215", BYTES(GET("/..%u2215secret")), HIDDEN},
+    {"..%ef%bc%8f", BYTES(GET("/..%ef%bc%8fsecret")), HIDDEN},
+    {"..%00/", BYTES(GET("/..%00/secret")), HIDDEN},
+    {"..%0d/", BYTES(GET("/..%0d/secret")), HIDDEN},
+    {"sub%2f..%2f..", BYTES(GET("/sub%2f..%2f..%2fsecret")), HIDDEN},
+    {"\\..\\", BYTES(GET("/\\..\\secret")), HIDDEN},
+    {"sub\\..\\..", BYTES(GET("/sub\\..\\..\\secret")), HIDDEN},
+    {"absolute form with %2e%2e", BYTES("GET http://a/%2e%2e/secret HTTP/1.1\r\n" HOST "\r\n"), HIDDEN},
+    {"an absolute path", BYTES(GET("//proc/self/environ")), HIDDEN},
+    {"an absolute path, encoded", BYTES(GET("/%2fproc%2fself%2fenviron")), HIDDEN},
+    {"a socket", BYTES(GET("/socket")), ANSWER_OR(404, 403)},
+    {"a device", BYTES(GET("/device")), ANSWER_OR(404, 403)},
+    {"a FIFO as a folder", BYTES(GET("/fifo/")), ANSWER_OR(404, 403)},
+    {"a FIFO, HEAD", BYTES("HEAD /fifo HTTP/1.1\r\n" HOST "\r\n"), ANSWER_OR(404, 403)},
+    {"a file that it may not read, HEAD", BYTES("HEAD /locked.txt HTTP/1.1\r\n" HOST "\r\n"), ANSWER_OR(404, 403)},
+    {"in a folder that it may not read", BYTES(GET("/lockeddir/x")), ANSWER_OR(404, 403)},
+    {"PUT of a file", BYTES("PUT /a.txt HTTP/1.1\r\n" HOST "Content-Length: 1\r\n\r\nx"),
+     HAS(405, "Allow: GET, HEAD")},
+    {"DELETE of a file", BYTES("DELETE /a.txt HTTP/1.1\r\n" HOST "\r\n"), HAS(405, "Allow: GET, HEAD")},
+    {"the file is still there", BYTES(GET("/a.txt")), SAYS(200, "text of a\n")},
+    {"a Range: all of it", BYTES("GET /a.txt HTTP/1.1\r\n" HOST "Range: bytes=0-3\r\n\r\n"), SAYS(200, "text of a\n")},
     {"no open redirect by //", BYTES(GET("//sub")), 301, 404, "Location: /sub/", NULL, EITHER},
     {"no open redirect by ///", BYTES(GET("///sub")), 301, 404, "Location: /sub/", NULL, EITHER},
     {"no open redirect by a backslash", BYTES(GET("/%5csub")), 404, 400, "!Location", NULL, EITHER},
@@ -1173,6 +1302,33 @@ static const struct exchange file_cases[] = {
      "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT", "old", KEEPS},
     {"a date that is none: 200", BYTES("GET /old.txt HTTP/1.1\r\n" HOST
      "If-Modified-Since: yesterday\r\n\r\n"), SAYS(200, "old")},
+    {"304: a date as of RFC 850", BYTES(SINCE("Sunday, 06-Nov-94 08:49:37 GMT")), 304, 0, NULL, NULL, KEEPS},
+    {"304: a date as of asctime()", BYTES(SINCE("Sun Nov  6 08:49:37 1994")), 304, 0, NULL, NULL, KEEPS},
+    {"a date as of RFC 850, a second before", BYTES(SINCE("Sunday, 06-Nov-94 08:49:36 GMT")), SAYS(200, "old")},
+    {"a date as of asctime(), a second before", BYTES(SINCE("Sun Nov  6 08:49:36 1994")), SAYS(200, "old")},
+    {"304 has a Date", BYTES(SINCE("Sun, 06 Nov 1994 08:49:37 GMT")), HAS(304, "Date")},
+    {"304 has no Content-Type", BYTES(SINCE("Sun, 06 Nov 1994 08:49:37 GMT")), HAS(304, "!Content-Type")},
+    {"304 with close", BYTES("GET /old.txt HTTP/1.1\r\n" HOST "Connection: close\r\n"
+     "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"), LAST(304)},
+    {"304 in HTTP/1.0", BYTES("GET /old.txt HTTP/1.0\r\nIf-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"),
+     LAST(304)},
+    {"since before 1970", BYTES(SINCE("Sat, 01 Jan 1960 00:00:00 GMT")), SAYS(200, "old")},
+    {"a date of another zone is none", BYTES(SINCE("Sun, 06 Nov 1994 08:49:37 PST")), SAYS(200, "old")},
+    {"a date without a zone is none", BYTES(SINCE("Sun, 06 Nov 1994 08:49:37")), SAYS(200, "old")},
+    {"a date with more behind it is none", BYTES(SINCE("Sun, 06 Nov 1994 08:49:37 GMT; x")), SAYS(200, "old")},
+    {"a date of ISO 8601 is none", BYTES(SINCE("1994-11-06T08:49:37Z")), SAYS(200, "old")},
+    {"an empty date is none", BYTES(SINCE("")), SAYS(200, "old")},
+    {"a date in seconds is none", BYTES(SINCE("784111777")), SAYS(200, "old")},
+    {"If-None-Match comes before If-Modified-Since", BYTES("GET /old.txt HTTP/1.1\r\n" HOST
+     "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\nIf-None-Match: \"x\"\r\n\r\n"), SAYS(200, "old")},
+    {"since, of a listing", BYTES("GET /sub/ HTTP/1.1\r\n" HOST
+     "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"), ANSWER(200)},
+    {"since, of nothing", BYTES("GET /nothing HTTP/1.1\r\n" HOST
+     "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"), ANSWER(404)},
+    {"since, of /send: it is sent", BYTES("GET /send?message=x HTTP/1.1\r\n" HOST
+     "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"), SAYS(200, "message sent")},
+    {"no date for a file before 1970", BYTES(GET("/past.txt")), HAS(200, "!Last-Modified")},
+    {"no date for a file before the year 0", BYTES(GET("/ancient.txt")), SAYS(200, "ancient")},
     {"a date in the year 99999", BYTES(GET("/future.txt")), SAYS(200, "future")},
     {"a date before 1970", BYTES(GET("/past.txt")), SAYS(200, "past")},
 };
@@ -1348,6 +1504,163 @@ static void big_file_test(int port) {
     free(bytes);
 }
 
+/* A file that grows while it is sent comes as long as announced. */
+static void growing_test(int port) {
+    size_t size = 8 << 20;
+    struct response r;
+    struct peer *p = peer_open(port);
+
+    begin("a file that grows while it is sent: as long as announced");
+    make_file("www/grows.bin", BYTES(""));
+    expect(truncate(in_folder("www/grows.bin"), (off_t)size) == 0, "truncate");
+    peer_text(p, GET("/grows.bin") GET("/a.txt"));
+    peer_more(p, deadline());
+    expect(truncate(in_folder("www/grows.bin"), 2 * (off_t)size) == 0, "grow");
+    read_response(p, false, &r);
+    expect(r.length == size, "%zu bytes", r.length);
+    read_response(p, false, &r);
+    expect_body(&r, "text of a\n");
+    peer_close(p);
+    finish();
+}
+
+/* Starts a process that exchanges two names over and over; `one` may be
+ * renamed to a `two` that is not there. End it with end_child(). */
+static pid_t begin_renaming(const char *one, const char *two, unsigned flags) {
+    pid_t child;
+
+    one = in_folder(one), two = in_folder(two);
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            if (renameat2(AT_FDCWD, one, AT_FDCWD, two, flags) ||
+                renameat2(AT_FDCWD, two, AT_FDCWD, one, flags)) {
+                perror("renameat2");
+                _exit(1);
+            }
+    }
+    return child;
+}
+
+/* It must have gone on until now. */
+static void end_child(pid_t child) {
+    int status;
+
+    expect(waitpid(child, &status, WNOHANG) == 0, "nothing was renamed");
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+}
+
+/* A name is swapped for a link out while it is served: what is inside comes,
+ * or a 404, and never a byte of what is outside. */
+static void swap_test(int port, const char *target, const char *inside,
+                      const char *one, const char *two) {
+    pid_t child;
+    int good = 0, missing = 0;
+    double until = now() + 4 * test.patience;
+    struct peer *p = peer_open(port);
+    char request[200];
+    struct response r;
+
+    begin("swapped for a link out while it is served: %s", target);
+    snprintf(request, sizeof request, "GET %s HTTP/1.1\r\n" HOST "\r\n",
+             target);
+    child = begin_renaming(one, two, RENAME_EXCHANGE);
+    for (int i = 0; (i < 5000 || good < 50 || missing < 50) && !test.why[0];
+         i++) {
+        if (!expect(now() < until, "%d times inside, %d times not", good,
+                    missing))
+            break;
+        peer_text(p, request);
+        read_response(p, false, &r);
+        good += r.status == 200 || r.status == 301;
+        missing += r.status == 404;
+        expect(r.status == 404 || r.status == 200 || r.status == 301,
+               "status %d", r.status);
+        expect(r.status != 200 ||
+                   (r.body && memmem(r.body, r.length, inside, strlen(inside))),
+               "not what is inside: %s", shown(r.body, r.length));
+        expect(!memmem(r.body, r.length, "SECRET", 6), "a secret");
+    }
+    end_child(child);
+    peer_close(p);
+    finish();
+    printf("# %s: %d times what is inside, %d times a 404\n", target, good,
+           missing);
+}
+
+static void swaps_test(int port) {
+    make_dir("www/swap");
+    make_file("www/swap/secret", BYTES("inside"));
+    make_dir("www/swap/within");
+    make_file("www/swap/within/secret", BYTES("inside"));
+    make_file("outside/SECRET.txt", BYTES("SECRET"));
+    make_dir("outside/within");
+    make_file("outside/within/secret", BYTES("SECRET"));
+    make_link("../outside", "www/swapped");
+    swap_test(port, "/swap/secret", "inside", "www/swap", "www/swapped");
+    swap_test(port, "/swap/within/secret", "inside", "www/swap",
+              "www/swapped");
+    swap_test(port, "/swap/", "within/", "www/swap", "www/swapped");
+    swap_test(port, "/swap", "", "www/swap", "www/swapped");
+    make_file("www/swapfile", BYTES("inside"));
+    make_link("../secret", "www/swappedfile");
+    swap_test(port, "/swapfile", "inside", "www/swapfile", "www/swappedfile");
+}
+
+/* Following "..", the kernel gives up when anything at all is renamed. */
+static void renaming_test(int port) {
+    struct peer *p = peer_open(port);
+    struct response r;
+    pid_t child;
+
+    begin("a link with .. is there while other files are renamed");
+    make_file("outside/renamed", BYTES(""));
+    child = begin_renaming("outside/renamed", "outside/again", 0);
+    for (int i = 0; i < 10000 && !test.why[0]; i++) {
+        peer_text(p, GET("/sub/up.txt"));
+        read_response(p, false, &r);
+        expect(r.status == 200, "status %d after %d", r.status, i);
+    }
+    end_child(child);
+    peer_close(p);
+    finish();
+}
+
+/* Longer than the kernel takes. */
+static void long_path_test(int port) {
+    char target[5000];
+    struct response r;
+
+    begin("a path of 5,000 bytes");
+    for (size_t i = 0; i < sizeof target; i++) target[i] = "/n"[i % 2];
+    target[sizeof target - 1] = '\0';
+    peer_close(http_get(port, target, &r));
+    expect(r.status == 404, "status %d", r.status);
+    finish();
+}
+
+/* Last-Modified is never later than Date (RFC 9110 8.8.2.1). */
+static void future_test(int port) {
+    struct response r;
+    struct peer *p = http_get(port, "/future.txt", &r);
+    const char *modified = header(&r, "Last-Modified");
+    const char *date = header(&r, "Date");
+    struct tm a = { 0 }, b = { 0 };
+
+    begin("a file from the year 99999 is not newer than now");
+    expect(modified && date, "no dates");
+    if (modified && date) {
+        strptime(modified, "%a, %d %b %Y %H:%M:%S GMT", &a);
+        strptime(date, "%a, %d %b %Y %H:%M:%S GMT", &b);
+        expect(timegm(&a) <= timegm(&b), "modified %s, now %s", modified, date);
+    }
+    peer_close(p);
+    finish();
+}
+
 static void file_test(void) {
     struct server s = { .without_rights = true };
     struct response r;
@@ -1360,10 +1673,17 @@ static void file_test(void) {
     set_time("www/old.txt", 784111777);
     set_time("www/future.txt", 3093527980799);
     set_time("www/past.txt", -100000);
+    make_file("www/ancient.txt", BYTES("ancient"));
+    set_time("www/ancient.txt", -99999999999);
     if (!START(&s, "-b", "none", "-d", in_folder("www"))) return;
     run_exchanges(s.port, file_cases, COUNT(file_cases));
     listing_test(s.port);
     big_file_test(s.port);
+    growing_test(s.port);
+    swaps_test(s.port);
+    renaming_test(s.port);
+    future_test(s.port);
+    long_path_test(s.port);
     head_test(s.port, "/a.txt");
     head_test(s.port, "/empty.txt");
     head_test(s.port, "/sub/");
