@@ -1785,6 +1785,101 @@ static const struct exchange open_cases[] = {
     {"open: a key that is no base64", BYTES(ASK("Upgrade: websocket\r\n"
      "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSB-b25jZQ==\r\n" VERSION)), ANSWER(400)},
     {"open: two keys", BYTES(OPEN(KEY)), ANSWER(400)},
+    {"open: two different keys", BYTES(OPEN("Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n")), ANSWER(400)},
+    {"open: a list of keys", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: "
+     WS_KEY ", " WS_KEY "\r\n" VERSION)), ANSWER(400)},
+    {"open: a key of no bytes", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ==\r\n"
+     VERSION)), ANSWER(400)},
+    {"open: a key of 24 bytes, not 16", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZSEhISEhISEh\r\n" VERSION)), ANSWER(400)},
+    {"open: a key with a blank in it", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: dGhlIHNhbXBs ZSBub25jZQ==\r\n" VERSION)), ANSWER(400)},
+    {"open: a key in quotes", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: \"" WS_KEY "\"\r\n" VERSION)), ANSWER(400)},
+    {"open: a key with one = more", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: " WS_KEY "=\r\n" VERSION)), ANSWER(400)},
+    {"open: a key with one = less", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=\r\n" VERSION)), ANSWER(400)},
+    {"open: a key with = in the middle", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: dGhlIHNhbXB=ZSBub25jZQ==\r\n" VERSION)), ANSWER(400)},
+    {"open: a key in the alphabet for URLs", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: dGhlIHNhbXBs_SBub25jZQ==\r\n" VERSION)), ANSWER(400)},
+    {"open: a key of zeros", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n" VERSION)),
+     OPENS("Sec-WebSocket-Accept: ICX+Yqv66kxgM0FcWaLWlFLwTAI=")},
+    {"open: the case of a key counts", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n"
+     "Sec-WebSocket-Key: DGHLIHNHBXBSZSBUB25JZQ==\r\n" VERSION)),
+     OPENS("Sec-WebSocket-Accept: bTDy/mAkJp3FWz34b2rLauQ1T6E=")},
+    {"open: two versions", BYTES(OPEN(VERSION)), ANSWER_OR(400, 426)},
+    {"open: two different versions", BYTES(OPEN("Sec-WebSocket-Version: 8\r\n")), ANSWER_OR(400, 426)},
+    {"open: a list of versions", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 13, 8\r\n")), ANSWER_OR(426, 400)},
+    {"open: an empty version", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version:\r\n")), ANSWER_OR(426, 400)},
+    {"open: version 013", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 013\r\n")), ANSWER_OR(426, 400)},
+    {"open: version +13", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: +13\r\n")), ANSWER_OR(426, 400)},
+    {"open: version 13.0", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 13.0\r\n")), ANSWER_OR(426, 400)},
+    {"open: version 14", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 14\r\n")), HAS(426, "Sec-WebSocket-Version: 13")},
+    {"open: version 0", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 0\r\n")), HAS(426, "Sec-WebSocket-Version: 13")},
+    {"open: version 256 + 13", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 269\r\n")), HAS(426, "Sec-WebSocket-Version: 13")},
+    {"open: a 426 has an Upgrade", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 8\r\n")), HAS(426, "Upgrade: websocket")},
+    {"open: a 426 has it in Connection", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+     "Sec-WebSocket-Version: 8\r\n")), HAS(426, "Connection: Upgrade")},
+    {"open: several Upgrade lines", BYTES(ASK("Upgrade: h2c\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n" KEY
+     VERSION)), ACCEPTED},
+    {"open: Upgrade: websocket twice in a list", BYTES(ASK("Upgrade: websocket,websocket\r\n"
+     "Connection: Upgrade,upgrade\r\n" KEY VERSION)), ACCEPTED},
+    {"open: Upgrade: websocket/13", BYTES(ASK("Upgrade: websocket/13\r\nConnection: Upgrade\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Upgrade: a websocket", BYTES(ASK("Upgrade: a websocket\r\nConnection: Upgrade\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Upgrade: \"websocket\"", BYTES(ASK("Upgrade: \"websocket\"\r\nConnection: Upgrade\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Upgrade: empty", BYTES(ASK("Upgrade:\r\nConnection: Upgrade\r\n" KEY VERSION)), NOT_OPENED},
+    {"open: X-Upgrade is another field", BYTES(ASK("X-Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Connection: no upgrade", BYTES(ASK("Upgrade: websocket\r\nConnection: no upgrade\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Connection: upgrade;q=1", BYTES(ASK("Upgrade: websocket\r\nConnection: upgrade;q=1\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Connection: close alone", BYTES(ASK("Upgrade: websocket\r\nConnection: close\r\n" KEY VERSION)),
+     NOT_OPENED},
+    {"open: Proxy-Connection is another field", BYTES(ASK("Upgrade: websocket\r\nProxy-Connection: Upgrade\r\n" KEY
+     VERSION)), NOT_OPENED},
+    {"open: HTTP/1.2", BYTES("GET / HTTP/1.2\r\n" HOST WS_HEADERS "\r\n"), ACCEPTED},
+    {"open: HTTP/1.0 with keep-alive", BYTES("GET / HTTP/1.0\r\n" HOST "Upgrade: websocket\r\n"
+     "Connection: keep-alive, Upgrade\r\n" KEY VERSION "\r\n"), NOT_OPENED},
+    {"open: HTTP/2.0", BYTES("GET / HTTP/2.0\r\n" HOST WS_HEADERS "\r\n"), REFUSED(505)},
+    {"open: PUT", BYTES("PUT / HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER_OR(405, 400)},
+    {"open: get in small letters", BYTES("get / HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER_OR(405, 400)},
+    {"open: CONNECT, as in HTTP/2", BYTES("CONNECT / HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER_OR(405, 400)},
+    {"open: a bad Host", BYTES("GET / HTTP/1.1\r\nHost: a b\r\n" WS_HEADERS "\r\n"), REFUSED(400)},
+    {"open: two Hosts", BYTES("GET / HTTP/1.1\r\n" HOST HOST WS_HEADERS "\r\n"), REFUSED(400)},
+    {"open: an empty Host", BYTES("GET / HTTP/1.1\r\nHost:\r\n" WS_HEADERS "\r\n"), ACCEPTED},
+    {"open: a body is read first", BYTES(OPEN("Content-Length: 5\r\n") "hello"), ACCEPTED},
+    {"open: a body too big", BYTES(OPEN("Content-Length: 65537\r\n")), REFUSED(413)},
+    {"open: unknown fields are passed over", BYTES(OPEN("Cookie: a=b\r\nDNT: 1\r\nSec-Fetch-Mode: websocket\r\n"
+     "Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: b\r\nSec-WebSocket-Extensions: x-unknown; a=\"b,c\"\r\n"
+     "Sec-WebSocket-Extensions: permessage-deflate\r\n")), OPENS("!Sec-WebSocket-Extensions")},
+    {"open: no Content-Length in a 101", BYTES(OPEN("")), OPENS("!Content-Length")},
+    {"open: no Transfer-Encoding in a 101", BYTES(OPEN("")), OPENS("!Transfer-Encoding")},
+    {"open: a query that is odd", BYTES("GET /?&&=%zz HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ACCEPTED},
+    {"open: a path that is odd", BYTES("GET /..%2f..//%00 HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER_OR(400, 101)},
+    {"open: history without a number", BYTES("GET /?history= HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER(400)},
+    {"open: history of a word", BYTES("GET /?history=all HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER(400)},
+    {"open: history of -1", BYTES("GET /?history=-1 HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER(400)},
+    {"open: history of thirty digits", BYTES("GET /?history=999999999999999999999999999999 HTTP/1.1\r\n" HOST
+     WS_HEADERS "\r\n"), ANSWER(400)},
+    {"open: history of 1 and a NUL", BYTES("GET /?history=1%00x HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER(400)},
+    {"open: history with a bad escape", BYTES("GET /?history=%zz HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER(400)},
+    {"open: channel with a bad escape", BYTES("GET /?channel=%zz HTTP/1.1\r\n" HOST WS_HEADERS "\r\n"), ANSWER(400)},
     {"open: no version", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY)), 426, 400,
      "Sec-WebSocket-Version: 13", NULL, EITHER},
     {"open: version 12", BYTES(ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
@@ -1832,6 +1927,19 @@ static const struct exchange open_cases[] = {
     {"origin: null", BYTES(OPEN("Origin: null\r\n")), ANSWER(403)},
     {"origin: empty", BYTES(OPEN("Origin:\r\n")), ANSWER_OR(403, 400)},
     {"origin: no scheme", BYTES(OPEN("Origin: localhost:8080\r\n")), ANSWER(403)},
+    {"origin: with a path", BYTES(OPEN("Origin: http://localhost:8080/\r\n")), ANSWER(403)},
+    {"origin: a list", BYTES(OPEN("Origin: http://evil.example http://localhost:8080\r\n")), ANSWER(403)},
+    {"origin: a list with commas", BYTES(OPEN("Origin: http://localhost:8080, http://evil.example\r\n")),
+     ANSWER(403)},
+    {"origin: the host as a password", BYTES(OPEN("Origin: http://x:localhost:8080@evil.example\r\n")), ANSWER(403)},
+    {"origin: the host behind another", BYTES(OPEN("Origin: http://evil.example://localhost:8080\r\n")), ANSWER(403)},
+    {"origin: a star", BYTES(OPEN("Origin: *\r\n")), ANSWER(403)},
+    {"origin: the absolute target's host", BYTES("GET http://a.example/ HTTP/1.1\r\n" HOST
+     "Origin: http://a.example\r\n" WS_HEADERS "\r\n"), ACCEPTED},
+    {"origin: not the Host, with an absolute target", BYTES("GET http://a.example/ HTTP/1.1\r\n" HOST
+     "Origin: http://localhost:8080\r\n" WS_HEADERS "\r\n"), ANSWER(403)},
+    {"origin: no Host, HTTP/1.0", BYTES("GET /send?message=x HTTP/1.0\r\nOrigin: http://localhost\r\n\r\n"),
+     ANSWER(403)},
     {"origin: two", BYTES(OPEN("Origin: http://localhost:8080\r\nOrigin: http://evil.example\r\n")),
      ANSWER_OR(400, 403)},
     {"origin: /send from the page", BYTES("GET /send?message=x HTTP/1.1\r\n" HOST
@@ -1901,6 +2009,23 @@ static void open_test(void) {
     peer_close(p);
     finish();
 
+    begin("open: a 426, then version 13 on the same connection");
+    p = peer_open(s.port);
+    peer_text(p, ASK("Upgrade: websocket\r\nConnection: Upgrade\r\n" KEY
+                     "Sec-WebSocket-Version: 8\r\n"));
+    {
+        struct response r;
+
+        read_response(p, false, &r);
+        expect(r.status == 426, "status %d", r.status);
+    }
+    peer_text(p, OPEN(""));
+    ws_opened(p);
+    ws_text(p, "agreed");
+    ws_expect_text(p, "agreed");
+    peer_close(p);
+    finish();
+
     begin("open: after other requests on the same connection");
     p = peer_open(s.port);
     peer_text(p, GET("/nothing") OPEN(""));
@@ -1965,7 +2090,7 @@ struct piece {
  * a close at its end must leave the connection usable. */
 struct framing {
     const char *name;
-    struct piece sends[8];
+    struct piece sends[9];
     struct piece gets[8];
 };
 
@@ -2003,6 +2128,30 @@ static const struct framing framing_cases[] = {
     {"65536 bytes in 64 bits of length", {FORM(64, TEXT, "a", 65536)}, {BIG(TEXT, "a", 65536)}},
     {"a fragment in too many bits of length", {F(0x01, "a"), FORM(16, 0x80, "b", 1)}, {END(1002)}},
     {"a ping in 16 bits of length", {FORM(16, PING, "a", 5)}, {END(1002)}},
+    {"text of 124 bytes", {BIG(TEXT, "a", 124)}, {BIG(TEXT, "a", 124)}},
+    {"text of 255 bytes", {BIG(TEXT, "a", 255)}, {BIG(TEXT, "a", 255)}},
+    {"text of 256 bytes", {BIG(TEXT, "a", 256)}, {BIG(TEXT, "a", 256)}},
+    {"text of 257 bytes", {BIG(TEXT, "a", 257)}, {BIG(TEXT, "a", 257)}},
+    {"binary of 128 bytes", {BIG(BINARY, "\200", 128)}, {BIG(BINARY, "\200", 128)}},
+    {"binary of 32767 bytes", {BIG(BINARY, "a", 32767)}, {BIG(BINARY, "a", 32767)}},
+    {"binary of 32768 bytes", {BIG(BINARY, "a", 32768)}, {BIG(BINARY, "a", 32768)}},
+    {"text of 65534 bytes", {BIG(TEXT, "a", 65534)}, {BIG(TEXT, "a", 65534)}},
+    {"127 bytes in 16 bits of length", {FORM(16, BINARY, "a", 127)}, {BIG(BINARY, "a", 127)}},
+    {"124 bytes in 16 bits of length", {FORM(16, BINARY, "a", 124)}, {END(1002)}},
+    {"0 bytes in 64 bits of length", {FORM(64, TEXT, "", 1)}, {END(1002)}},
+    {"256 bytes in 64 bits of length", {FORM(64, TEXT, "a", 256)}, {END(1002)}},
+    {"65534 bytes in 64 bits of length", {FORM(64, BINARY, "a", 65534)}, {END(1002)}},
+    {"a first fragment in too many bits", {FORM(16, 0x01, "a", 3)}, {END(1002)}},
+    {"a first fragment of 126 bytes", {FORM(16, 0x01, "a", 126), F(0x80, "b")}, {FORM(16, 0x81, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", 1)}},
+    {"a continuation of 126 bytes", {F(0x02, ""), FORM(16, 0x80, "a", 126)}, {BIG(BINARY, "a", 126)}},
+    {"a continuation of 65536 bytes", {F(0x02, ""), FORM(64, 0x80, "a", 65536)}, {BIG(BINARY, "a", 65536)}},
+    {"a ping in 64 bits of length", {FORM(64, PING, "a", 5)}, {END(1002)}},
+    {"a pong in 16 bits of length", {FORM(16, PONG, "", 1)}, {END(1002)}},
+    {"a close in 16 bits of length", {FORM(16, CLOSE, "\3\350", 1)}, {END(1002)}},
+    {"a close in 64 bits of length", {FORM(64, CLOSE, "\3\350", 1)}, {END(1002)}},
+    {"too many bits of length, no payload yet", {RAWS("\x81\xfe\0\5mask")}, {END(1002)}},
+    {"far too many bits of length, no payload yet", {RAWS("\x81\xff\0\0\0\0\0\0\0\5mask")}, {END(1002)}},
+    {"a message behind a binary of its bytes", {F(BINARY, "\x81\x80\0\0\0\0"), F(TEXT, "a")}, {F(BINARY, "\x81\x80\0\0\0\0"), F(TEXT, "a")}},
 
     /* too big: 7.4.1 */
     {"65537 bytes", {BIG(TEXT, "a", 65537)}, {END(1009)}},
@@ -2021,6 +2170,13 @@ static const struct framing framing_cases[] = {
     {"a new message counts anew", {BIG(TEXT, "a", 65536), BIG(TEXT, "b", 65536)}, {BIG(TEXT, "a", 65536), BIG(TEXT, "b", 65536)}},
     {"empty fragments without an end are no size", {F(0x01, ""), MANY(0x00, "", 3000), F(0x80, "a")}, {F(TEXT, "a")}},
     {"a message before the one that is too big", {F(TEXT, "a"), BIG(TEXT, "a", 65537)}, {F(TEXT, "a"), END(1009)}},
+    {"65537 bytes announced in a first fragment", {RAWS("\x01\xff\0\0\0\0\0\1\0\1mask")}, {END(1009)}},
+    {"65536 bytes announced in a second fragment", {F(0x01, "a"), RAWS("\x80\xff\0\0\0\0\0\1\0\0mask")}, {END(1009)}},
+    {"2^31 bytes announced", {RAWS("\x82\xff\0\0\0\0\x80\0\0\0mask")}, {END(1009)}},
+    {"2^32 - 1 bytes announced", {RAWS("\x82\xff\0\0\0\0\xff\xff\xff\xffmask")}, {END(1009)}},
+    {"2^32 + 5 bytes announced", {RAWS("\x82\xff\0\0\0\1\0\0\0\5mask")}, {END(1009)}},
+    {"2^63 + 5 bytes announced", {RAWS("\x82\xff\x80\0\0\0\0\0\0\5mask")}, {END_OR(1002, 1009)}},
+    {"too big is seen before the text is read", {RAWS("\x81\xff\0\0\0\0\0\1\0\1\0\0\0\0\xff")}, {END_OR(1009, 1007)}},
 
     /* 5.2: RSV */
     {"RSV1 in text", {F(0xc1, "a")}, {END(1002)}},
@@ -2034,6 +2190,22 @@ static const struct framing framing_cases[] = {
     {"RSV1 in a first fragment", {F(0x41, "a")}, {END(1002)}},
     {"RSV1 after a message", {F(TEXT, "a"), F(0xc1, "b")}, {F(TEXT, "a"), END(1002)}},
     {"RSV1 is seen before the length", {RAWS("\xc1\xff")}, {END(1002)}},
+    {"RSV1 in binary", {F(0xc2, "a")}, {END(1002)}},
+    {"RSV2 in binary", {F(0xa2, "a")}, {END(1002)}},
+    {"RSV3 in binary", {F(0x92, "a")}, {END(1002)}},
+    {"RSV2 in a ping", {F(0xa9, "")}, {END(1002)}},
+    {"RSV3 in a ping", {F(0x99, "")}, {END(1002)}},
+    {"RSV1 in a pong", {F(0xca, "")}, {END(1002)}},
+    {"RSV3 in a pong", {F(0x9a, "")}, {END(1002)}},
+    {"RSV1 in a close", {F(0xc8, "\3\350")}, {END(1002)}},
+    {"RSV2 in a close", {F(0xa8, "")}, {END(1002)}},
+    {"RSV2 in a continuation", {F(0x01, "a"), F(0xa0, "b")}, {END(1002)}},
+    {"RSV3 in a continuation", {F(0x01, "a"), F(0x10, "b")}, {END(1002)}},
+    {"RSV2 in a first fragment", {F(0x22, "a")}, {END(1002)}},
+    {"RSV1 in an empty text", {F(0xc1, "")}, {END(1002)}},
+    {"RSV1 in a ping between fragments", {F(0x01, "a"), F(0xc9, ""), F(0x80, "b")}, {END(1002)}},
+    {"RSV1 and a reserved opcode", {F(0xc3, "a")}, {END(1002)}},
+    {"a message deflated unasked", {F(0xc1, "\xf2\x48\xcd\xc9\xc9\x07\x00")}, {END(1002)}},
 
     /* 5.2: reserved opcodes */
     {"opcode 3", {F(0x83, "a")}, {END(1002)}},
@@ -2049,6 +2221,19 @@ static const struct framing framing_cases[] = {
     {"opcode 3 without FIN", {F(0x03, "a")}, {END(1002)}},
     {"opcode 11 between fragments", {F(0x01, "a"), F(0x8b, ""), F(0x80, "b")}, {END(1002)}},
     {"opcode 3 between fragments", {F(0x01, "a"), F(0x83, ""), F(0x80, "b")}, {END(1002)}},
+    {"opcode 4 without FIN", {F(0x04, "a")}, {END(1002)}},
+    {"opcode 5 without FIN", {F(0x05, "a")}, {END(1002)}},
+    {"opcode 6 without FIN", {F(0x06, "a")}, {END(1002)}},
+    {"opcode 7 without FIN", {F(0x07, "a")}, {END(1002)}},
+    {"opcode 11 without FIN", {F(0x0b, "")}, {END(1002)}},
+    {"opcode 15 without FIN", {F(0x0f, "")}, {END(1002)}},
+    {"opcode 4 between fragments", {F(0x01, "a"), F(0x84, ""), F(0x80, "b")}, {END(1002)}},
+    {"opcode 7 between fragments", {F(0x02, "a"), F(0x87, ""), F(0x80, "b")}, {END(1002)}},
+    {"opcode 15 between fragments", {F(0x01, "a"), F(0x8f, ""), F(0x80, "b")}, {END(1002)}},
+    {"opcode 3 after a message", {F(TEXT, "a"), F(0x83, "b")}, {F(TEXT, "a"), END(1002)}},
+    {"opcode 11 after a ping", {F(PING, "a"), F(0x8b, "b")}, {F(PONG, "a"), END(1002)}},
+    {"opcode 3 of 65536 bytes, none sent", {RAWS("\x83\xff\0\0\0\0\0\1\0\0mask")}, {END(1002)}},
+    {"opcode 13 of 126 bytes, none sent", {RAWS("\x8d\xfe\0\x7emask")}, {END(1002)}},
 
     /* 5.1, 5.3: masks */
     {"text not masked", {BARE(TEXT, "a")}, {END(1002)}},
@@ -2057,6 +2242,22 @@ static const struct framing framing_cases[] = {
     {"ping not masked", {BARE(PING, "")}, {END(1002)}},
     {"close not masked", {BARE(CLOSE, "\3\350")}, {END(1002)}},
     {"second fragment not masked", {F(0x01, "a"), BARE(0x80, "b")}, {END(1002)}},
+    {"pong not masked", {BARE(PONG, "")}, {END(1002)}},
+    {"first fragment not masked", {BARE(0x01, "a")}, {END(1002)}},
+    {"text of 126 bytes not masked, none sent", {RAWS("\x81\x7e\0\x7e")}, {END(1002)}},
+    {"text of 65536 bytes not masked, none sent", {RAWS("\x81\x7f\0\0\0\0\0\1\0\0")}, {END(1002)}},
+    {"a message masked, the next not", {F(TEXT, "a"), BARE(TEXT, "b")}, {F(TEXT, "a"), END(1002)}},
+    {"ping between fragments not masked", {F(0x01, "a"), BARE(PING, ""), F(0x80, "b")}, {END(1002)}},
+    {"masked 2 bytes", {F(TEXT, "ab")}, {F(TEXT, "ab")}},
+    {"masked 3 bytes", {F(TEXT, "abc")}, {F(TEXT, "abc")}},
+    {"masked 4 bytes", {F(TEXT, "abcd")}, {F(TEXT, "abcd")}},
+    {"masked 5 bytes", {F(TEXT, "abcde")}, {F(TEXT, "abcde")}},
+    {"masked 7 bytes", {F(TEXT, "abcdefg")}, {F(TEXT, "abcdefg")}},
+    {"masked 8 bytes", {F(TEXT, "abcdefgh")}, {F(TEXT, "abcdefgh")}},
+    {"masked 9 bytes", {F(TEXT, "abcdefghi")}, {F(TEXT, "abcdefghi")}},
+    {"masked 17 bytes", {F(TEXT, "abcdefghijklmnopq")}, {F(TEXT, "abcdefghijklmnopq")}},
+    {"masked, in fragments of odd sizes", {F(0x01, "abcde"), F(0x00, "fgh"), F(0x00, "ijklmnopqrs"), F(0x80, "t")}, {F(TEXT, "abcdefghijklmnopqrst")}},
+    {"a ping's mask is its own", {RAWS("\x01\x81\1\2\3\4\x60\x89\x82\x10\x20\x30\x40\x60\x50\x80\x81\5\6\7\x08\x67")}, {F(PONG, "pp"), F(TEXT, "ab")}},
     {"a mask of zeros", {RAWS("\x81\x82\0\0\0\0ab")}, {F(TEXT, "ab")}},
     {"a mask of ones", {RAWS("\x81\x82\xff\xff\xff\xff\x9e\x9d")}, {F(TEXT, "ab")}},
     {"each frame has its mask", {RAWS("\x01\x83\0\0\0\0abc\x80\x81\xff\xff\xff\xff\x9b")}, {F(TEXT, "abcd")}},
@@ -2084,6 +2285,21 @@ static const struct framing framing_cases[] = {
     {"binary inside a fragmented text", {F(0x01, "a"), F(BINARY, "b")}, {END(1002)}},
     {"text inside a fragmented binary", {F(0x02, "a"), F(0x00, "b"), F(TEXT, "c")}, {END(1002)}},
     {"text after empty first fragment", {F(0x01, ""), F(TEXT, "b")}, {END(1002)}},
+    {"binary inside a fragmented binary", {F(0x02, "a"), F(BINARY, "b")}, {END(1002)}},
+    {"a first binary fragment inside a fragmented binary", {F(0x02, "a"), F(0x02, "b")}, {END(1002)}},
+    {"a first binary fragment inside a fragmented text", {F(0x01, "a"), F(0x02, "b")}, {END(1002)}},
+    {"an empty text inside a fragmented text", {F(0x01, "a"), F(TEXT, "")}, {END(1002)}},
+    {"text inside a fragmented text, after a ping", {F(0x01, "a"), F(PING, "p"), F(TEXT, "b")}, {F(PONG, "p"), END(1002)}},
+    {"text inside a fragmented text, nothing of it sent", {F(0x01, "a"), RAWS("\x81\xfd" "mask")}, {END(1002)}},
+    {"continuation of nothing, nothing of it sent", {RAWS("\x80\xfd" "mask")}, {END(1002)}},
+    {"continuation of nothing, after a ping", {F(PING, "p"), F(0x80, "a")}, {F(PONG, "p"), END(1002)}},
+    {"continuation of nothing, after a fragmented message", {F(0x02, "a"), F(0x80, "b"), F(0x00, "c")}, {F(BINARY, "ab"), END(1002)}},
+    {"continuation after an empty message", {F(TEXT, ""), F(0x80, "")}, {F(TEXT, ""), END(1002)}},
+    {"control frames alone make no message", {F(PING, "a"), F(PONG, "b"), F(TEXT, "c")}, {F(PONG, "a"), F(TEXT, "c")}},
+    {"fragments with their FIN in an empty frame", {F(0x01, "a"), F(0x00, "b"), F(0x80, "")}, {F(TEXT, "ab")}},
+    {"a fragment of 65536 bytes, then an empty one", {BIG(0x02, "a", 65536), F(0x80, "")}, {BIG(BINARY, "a", 65536)}},
+    {"a fragment of 65536 bytes, then one of 1", {BIG(0x02, "a", 65536), F(0x80, "b")}, {END(1009)}},
+    {"3,000 pings between fragments", {F(0x01, "a"), MANY(PING, "", 3000), F(0x80, "b")}, {MANY(PONG, "", 3000), F(TEXT, "ab")}},
 
     /* 5.5: control frames */
     {"ping of 0 bytes", {F(PING, "")}, {F(PONG, "")}},
@@ -2108,6 +2324,23 @@ static const struct framing framing_cases[] = {
     {"close between fragments", {F(0x01, "a"), F(CLOSE, "\3\350")}, {END(1000)}},
     {"fragmented ping", {F(0x09, "a"), F(0x80, "b")}, {END(1002)}},
     {"ping before any message, then text", {F(PING, "x"), F(TEXT, "a")}, {F(PONG, "x"), F(TEXT, "a")}},
+    {"ping of 125 zeros", {BIG(PING, "\0", 125)}, {BIG(PONG, "\0", 125)}},
+    {"ping of 127 bytes", {BIG(PING, "p", 127)}, {END(1002)}},
+    {"ping of 126 bytes, none sent", {RAWS("\x89\xfe")}, {END(1002)}},
+    {"ping of 127 in 7 bits, none sent", {RAWS("\x89\xff")}, {END(1002)}},
+    {"pong of 126 bytes, none sent", {RAWS("\x8a\xfe")}, {END(1002)}},
+    {"close of 126 bytes, none sent", {RAWS("\x88\xfe")}, {END(1002)}},
+    {"ping without FIN, none of it sent", {RAWS("\x09\x85")}, {END(1002)}},
+    {"close without FIN, none of it sent", {RAWS("\x08\x82")}, {END(1002)}},
+    {"ping without FIN between fragments", {F(0x01, "a"), F(0x09, ""), F(0x80, "b")}, {END(1002)}},
+    {"pings are answered in their order", {F(PING, "1"), F(PING, "2"), F(PING, "3"), F(PING, "")}, {F(PONG, "1"), F(PONG, "2"), F(PONG, "3"), F(PONG, "")}},
+    {"a ping with the payload of a close", {F(PING, "\3\350")}, {F(PONG, "\3\350")}},
+    {"a ping with a frame in it", {F(PING, "\x88\x82\0\0\0\0\3\350")}, {F(PONG, "\x88\x82\0\0\0\0\3\350")}},
+    {"a ping with the bytes of a bad text", {F(0x01, "\xe2\x82"), F(PING, "\xff\xff"), F(0x80, "\xac")}, {F(PONG, "\xff\xff"), F(TEXT, "\xe2\x82\xac")}},
+    {"close between fragments, the rest comes after", {F(0x01, "a"), F(CLOSE, "\3\350"), F(0x80, "b")}, {END(1000)}},
+    {"close without a code between fragments", {F(0x02, "a"), F(CLOSE, "")}, {END(0)}},
+    {"pong of 125 bytes between fragments", {F(0x01, "a"), BIG(PONG, "p", 125), F(0x80, "b")}, {F(TEXT, "ab")}},
+    {"1,000 pongs, not asked for", {MANY(PONG, "x", 1000), F(TEXT, "a")}, {F(TEXT, "a")}},
 
     /* 8.1: UTF-8, valid */
     {"UTF-8: U+007F", {F(TEXT, "\x7f")}, {F(TEXT, "\x7f")}},
@@ -2221,6 +2454,48 @@ static const struct framing framing_cases[] = {
     {"close 65535", {F(CLOSE, "\xff\xff")}, {END(1002)}},
     {"close with a reason that is no UTF-8", {F(CLOSE, "\3\350\xce\xba\xff")}, {END_OR(1007, 1002)}},
     {"close with a reason cut in a character", {F(CLOSE, "\3\350\xe2\x82")}, {END_OR(1007, 1002)}},
+    {"close 1013, registered later", {F(CLOSE, "\3\365")}, {END_OR(1013, 1002)}},
+    {"close 1 in the high byte alone", {F(CLOSE, "\1\0")}, {END(1002)}},
+    {"close 500", {F(CLOSE, "\1\364")}, {END(1002)}},
+    {"close 998", {F(CLOSE, "\3\346")}, {END(1002)}},
+    {"close 1017", {F(CLOSE, "\3\371")}, {END(1002)}},
+    {"close 1099", {F(CLOSE, "\4\113")}, {END(1002)}},
+    {"close 1999", {F(CLOSE, "\7\317")}, {END(1002)}},
+    {"close 2500", {F(CLOSE, "\x09\xc4")}, {END(1002)}},
+    {"close 3001", {F(CLOSE, "\x0b\xb9")}, {END(3001)}},
+    {"close 3500", {F(CLOSE, "\x0d\xac")}, {END(3500)}},
+    {"close 4001", {F(CLOSE, "\x0f\xa1")}, {END(4001)}},
+    {"close 4500", {F(CLOSE, "\x11\x94")}, {END(4500)}},
+    {"close 5001", {F(CLOSE, "\x13\x89")}, {END(1002)}},
+    {"close 9999", {F(CLOSE, "\x27\x0f")}, {END(1002)}},
+    {"close 32768", {F(CLOSE, "\x80\0")}, {END(1002)}},
+    {"close 59395, 1000 with its bytes swapped", {F(CLOSE, "\350\3")}, {END(1002)}},
+    {"close of 1 byte, 0", {F(CLOSE, "\0")}, {END(1002)}},
+    {"close of 1 byte, FF", {F(CLOSE, "\xff")}, {END(1002)}},
+    {"close of 1 byte between fragments", {F(0x01, "a"), F(CLOSE, "\3")}, {END(1002)}},
+    {"close 1005 with a reason", {F(CLOSE, "\3\355none")}, {END(1002)}},
+    {"close 3000 with a reason", {F(CLOSE, "\x0b\xb8why")}, {END(3000)}},
+    {"close with a NUL in the reason", {F(CLOSE, "\3\350a\0b")}, {END(1000)}},
+    {"close with U+10FFFF in the reason", {F(CLOSE, "\3\350\xf4\x8f\xbf\xbf")}, {END(1000)}},
+    {"close with an overlong reason", {F(CLOSE, "\3\350\xc0\xaf")}, {END_OR(1007, 1002)}},
+    {"close with a surrogate in the reason", {F(CLOSE, "\3\350\xed\xa0\x80")}, {END_OR(1007, 1002)}},
+    {"close with a reason beyond U+10FFFF", {F(CLOSE, "\3\350\xf4\x90\x80\x80")}, {END_OR(1007, 1002)}},
+    {"close with FF for a reason", {F(CLOSE, "\3\350\xff")}, {END_OR(1007, 1002)}},
+    {"close with a reason that ends in F0 9F 98", {F(CLOSE, "\3\350ok \xf0\x9f\x98")}, {END_OR(1007, 1002)}},
+    {"close with a bad code and a bad reason", {F(CLOSE, "\3\354\xff")}, {END_OR(1002, 1007)}},
+    {"close with a reason cut after 123 bytes", {F(CLOSE, "\3\350" "123456789a123456789b123456789c123456789d123456789e123456789f123456789g123456789h123456789i123456789j123456789k123456789l12\xc3")}, {END_OR(1007, 1002)}},
+    {"the reason's UTF-8 is not the message's", {F(0x01, "\xe2\x82"), F(CLOSE, "\3\350\xac")}, {END_OR(1007, 1002)}},
+    {"a close is not the end of a bad text", {F(0x01, "\xe2\x82"), F(CLOSE, "\3\350")}, {END(1000)}},
+    {"half a frame after a close", {F(CLOSE, "\3\350"), RAWS("\x81\xfe")}, {END(1000)}},
+    {"a bad frame after a close", {F(CLOSE, "\3\350"), F(0xf3, "a")}, {END(1000)}},
+    {"too big after a close", {F(CLOSE, "\3\350"), RAWS("\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff" "mask")}, {END(1000)}},
+    {"1,000 pings after a close", {F(CLOSE, "\3\350"), MANY(PING, "x", 1000)}, {END(1000)}},
+    {"three closes", {MANY(CLOSE, "\3\350", 3)}, {END(1000)}},
+    {"a close after an error is not answered", {F(0x83, ""), F(CLOSE, "\3\350")}, {END(1002)}},
+    {"a close in the payload is none", {F(BINARY, "\x88\x82\0\0\0\0\3\350"), F(CLOSE, "")}, {F(BINARY, "\x88\x82\0\0\0\0\3\350"), END(0)}},
+    {"fragments, messages, pings, then a close", {F(0x01, "a"), F(PING, "p"), F(0x80, "b"), F(BINARY, "c"), F(PONG, ""), F(PING, "q"), F(TEXT, "d"), F(CLOSE, "\x0f\xa0")}, {F(PONG, "p"), F(TEXT, "ab"), F(BINARY, "c"), F(PONG, "q"), F(TEXT, "d"), END(4000)}},
+    {"a second request instead of frames", {RAWS("\r\n\r\n")}, {END(1002)}},
+    {"a TLS hello instead of frames", {RAWS("\026\003\001\002\0\001\0\001\374\003\003")}, {END(1002)}},
     {"nothing is answered after a close: ping", {F(CLOSE, "\3\350"), F(PING, "x")}, {END(1000)}},
     {"nothing is taken after a close: text", {F(CLOSE, "\3\350"), F(TEXT, "x")}, {END(1000)}},
     {"a second close is not answered", {F(CLOSE, "\3\350"), F(CLOSE, "\3\351")}, {END(1000)}},
@@ -2388,6 +2663,272 @@ static void framing_case(int port, const struct framing *c, bool chopped) {
     free(bytes);
 }
 
+/* Texts, and after how many of their bytes it is certain that they are not
+ * UTF-8: 0 for a good one, CUT where the last character is not complete. */
+#define CUT 100
+
+/* clang-format off */
+static const struct text_case {
+    const char *text;
+    size_t n, bad;
+} utf8_cases[] = {
+    /* the first and last of each length, and of each row of the table in
+     * RFC 3629 4 */
+    {BYTES("\x00"), 0},
+    {BYTES("\x7f"), 0},
+    {BYTES("\xc2\x80"), 0},
+    {BYTES("\xdf\xbf"), 0},
+    {BYTES("\xe0\xa0\x80"), 0},
+    {BYTES("\xe0\xbf\xbf"), 0},
+    {BYTES("\xe1\x80\x80"), 0},
+    {BYTES("\xec\xbf\xbf"), 0},
+    {BYTES("\xed\x80\x80"), 0},
+    {BYTES("\xed\x9f\xbf"), 0},
+    {BYTES("\xee\x80\x80"), 0},
+    {BYTES("\xef\xbb\xbf"), 0},
+    {BYTES("\xef\xbf\xbd"), 0},
+    {BYTES("\xef\xbf\xbf"), 0},
+    {BYTES("\xf0\x90\x80\x80"), 0},
+    {BYTES("\xf0\xbf\xbf\xbf"), 0},
+    {BYTES("\xf1\x80\x80\x80"), 0},
+    {BYTES("\xf3\xbf\xbf\xbf"), 0},
+    {BYTES("\xf4\x80\x80\x80"), 0},
+    {BYTES("\xf4\x8f\xbf\xbf"), 0},
+    {BYTES("\xc2\x80\xe0\xa0\x80\xf0\x90\x80\x80\x7f"), 0},
+    /* no first byte */
+    {BYTES("\x80"), 1},
+    {BYTES("\x8f"), 1},
+    {BYTES("\x90"), 1},
+    {BYTES("\x9f"), 1},
+    {BYTES("\xa0"), 1},
+    {BYTES("\xbf"), 1},
+    {BYTES("\xc0"), 1},
+    {BYTES("\xc1"), 1},
+    {BYTES("\xf5"), 1},
+    {BYTES("\xf7"), 1},
+    {BYTES("\xf8"), 1},
+    {BYTES("\xfb"), 1},
+    {BYTES("\xfc"), 1},
+    {BYTES("\xfd"), 1},
+    {BYTES("\xfe"), 1},
+    {BYTES("\xff"), 1},
+    /* no second byte: too small, too big, overlong, surrogate, > U+10FFFF */
+    {BYTES("\xc2\x00"), 2},
+    {BYTES("\xc2\x7f"), 2},
+    {BYTES("\xc2\xc0"), 2},
+    {BYTES("\xdf\x7f"), 2},
+    {BYTES("\xdf\xc0"), 2},
+    {BYTES("\xdf\xff"), 2},
+    {BYTES("\xe0\x7f"), 2},
+    {BYTES("\xe0\x80"), 2},
+    {BYTES("\xe0\x9f"), 2},
+    {BYTES("\xe0\xc0"), 2},
+    {BYTES("\xe1\x7f"), 2},
+    {BYTES("\xe1\xc0"), 2},
+    {BYTES("\xec\x7f"), 2},
+    {BYTES("\xec\xc0"), 2},
+    {BYTES("\xed\x7f"), 2},
+    {BYTES("\xed\xa0"), 2},
+    {BYTES("\xed\xbf"), 2},
+    {BYTES("\xed\xc0"), 2},
+    {BYTES("\xee\x7f"), 2},
+    {BYTES("\xee\xc0"), 2},
+    {BYTES("\xef\x7f"), 2},
+    {BYTES("\xef\xc0"), 2},
+    {BYTES("\xf0\x7f"), 2},
+    {BYTES("\xf0\x80"), 2},
+    {BYTES("\xf0\x8f"), 2},
+    {BYTES("\xf0\xc0"), 2},
+    {BYTES("\xf1\x7f"), 2},
+    {BYTES("\xf1\xc0"), 2},
+    {BYTES("\xf3\x7f"), 2},
+    {BYTES("\xf3\xc0"), 2},
+    {BYTES("\xf4\x7f"), 2},
+    {BYTES("\xf4\x90"), 2},
+    {BYTES("\xf4\xbf"), 2},
+    {BYTES("\xf4\xc0"), 2},
+    /* no third byte */
+    {BYTES("\xe0\xa0\x7f"), 3},
+    {BYTES("\xe0\xa0\xc0"), 3},
+    {BYTES("\xe1\x80\x7f"), 3},
+    {BYTES("\xe1\xbf\xc0"), 3},
+    {BYTES("\xed\x9f\x7f"), 3},
+    {BYTES("\xed\x9f\xc0"), 3},
+    {BYTES("\xef\xbf\x7f"), 3},
+    {BYTES("\xef\xbf\xc0"), 3},
+    {BYTES("\xf0\x90\x7f"), 3},
+    {BYTES("\xf0\x90\xc0"), 3},
+    {BYTES("\xf1\x80\x7f"), 3},
+    {BYTES("\xf3\xbf\xc0"), 3},
+    {BYTES("\xf4\x8f\x7f"), 3},
+    {BYTES("\xf4\x8f\xc0"), 3},
+    /* no fourth byte */
+    {BYTES("\xf0\x90\x80\x7f"), 4},
+    {BYTES("\xf0\x90\x80\xc0"), 4},
+    {BYTES("\xf1\x80\x80\x7f"), 4},
+    {BYTES("\xf3\xbf\xbf\xc0"), 4},
+    {BYTES("\xf4\x8f\xbf\x7f"), 4},
+    {BYTES("\xf4\x8f\xbf\xc0"), 4},
+    /* behind eight bytes of ASCII, and in the middle of them */
+    {BYTES("12345678" "\xff" "12345678"), 9},
+    {BYTES("1234567" "\xc0"), 8},
+    {BYTES("1234" "\xed\xa0" "12"), 6},
+    {BYTES("1234567" "\xf4\x8f\xbf\xbf" "12345678"), 0},
+    {BYTES("\xe2\x82\xac" "123456" "\xe2\x82" "1"), 12},
+    {BYTES("12345678" "\xe2\x82"), CUT},
+    /* one byte too few, or more */
+    {BYTES("\xc2"), CUT},
+    {BYTES("\xdf"), CUT},
+    {BYTES("\xe0"), CUT},
+    {BYTES("\xe0\xa0"), CUT},
+    {BYTES("\xe1"), CUT},
+    {BYTES("\xed"), CUT},
+    {BYTES("\xed\x9f"), CUT},
+    {BYTES("\xef"), CUT},
+    {BYTES("\xef\xbf"), CUT},
+    {BYTES("\xf0"), CUT},
+    {BYTES("\xf0\x90"), CUT},
+    {BYTES("\xf0\x90\x80"), CUT},
+    {BYTES("\xf1"), CUT},
+    {BYTES("\xf1\x80\x80"), CUT},
+    {BYTES("\xf4"), CUT},
+    {BYTES("\xf4\x8f"), CUT},
+    {BYTES("\xf4\x8f\xbf"), CUT},
+};
+/* clang-format on */
+
+/* The server has had enough: 1007, and nothing after it. */
+static void expect_1007(struct peer *p) {
+    struct frame f = { 0 };
+
+    if (!expect(ws_next(p, &f), "no close frame")) return;
+    expect(close_code(&f) == 1007, "frame %02x, close %d", (unsigned)f.first,
+           close_code(&f));
+    ws_send(p, CLOSE, f.data, f.length);
+    expect_end(p);
+}
+
+/* All of the text has been sent. */
+static void expect_verdict(struct peer *p, const struct text_case *c) {
+    if (c->bad) expect_1007(p);
+    else ws_expect(p, TEXT, c->text, c->n);
+}
+
+/* In two fragments, cut after `cut` bytes: the bad byte is answered at once,
+ * in the first of them too, and not before it has come. */
+static void utf8_cut(int port, const struct text_case *c, size_t cut) {
+    struct peer *p = ws_open(port, "/?channel=utf8");
+
+    ws_send(p, 0x01, c->text, cut);
+    if (c->bad && c->bad <= cut) {
+        expect_1007(p);
+    } else {
+        ws_sync(p);
+        ws_send(p, 0x80, c->text + cut, c->n - cut);
+        expect_verdict(p, c);
+    }
+    peer_close(p);
+}
+
+/* In a frame of which more bytes are announced than come. */
+static void utf8_unfinished(int port, struct peer *clock,
+                            const struct text_case *c) {
+    struct peer *p = ws_open(port, "/?channel=utf8");
+    size_t good = c->bad && c->bad != CUT ? c->bad - 1 : c->n;
+
+    peer_send(p, "\x81\xe4\0\0\0\0", 6); /* 100 bytes */
+    send_chopped(p, clock, c->text, good);
+    peer_take(p);
+    expect(p->start == p->end && !p->ended, "closed too early: %s",
+           shown(p->in + p->start, p->end - p->start));
+    if (good < c->n) {
+        peer_send(p, c->text + good, 1);
+        expect_1007(p);
+    } else {
+        char rest[100];
+
+        memset(rest, 'x', sizeof rest);
+        peer_send(p, rest, c->bad ? 1 : sizeof rest - good);
+        if (c->bad) {
+            expect_1007(p); /* an x in the middle of a character */
+        } else {
+            memmove(rest + good, rest, sizeof rest - good);
+            memcpy(rest, c->text, good);
+            ws_expect(p, TEXT, rest, sizeof rest);
+        }
+    }
+    peer_close(p);
+}
+
+static void utf8_test(int port) {
+    struct peer *clock = ws_open(port, "/?channel=clock"), *p;
+    unsigned char bytes[100];
+
+    for (size_t i = 0; i < COUNT(utf8_cases); i++) {
+        const struct text_case *c = &utf8_cases[i];
+        const char *kind = !c->bad          ? "UTF-8"
+                           : c->bad == CUT ? "cut UTF-8"
+                                           : "not UTF-8";
+        char name[80];
+
+        snprintf(name, sizeof name, "%s: %s", kind, shown(c->text, c->n));
+        begin("%s, whole", name);
+        p = ws_open(port, "/?channel=utf8");
+        ws_send(p, TEXT, c->text, c->n);
+        expect_verdict(p, c);
+        peer_close(p);
+        finish();
+
+        begin("%s, byte by byte", name);
+        p = ws_open(port, "/?channel=utf8");
+        send_chopped(p, clock, bytes,
+                     ws_encode(bytes, TEXT, true, 0, c->text, c->n));
+        expect_verdict(p, c);
+        peer_close(p);
+        finish();
+
+        begin("%s, in fragments cut at each byte", name);
+        for (size_t cut = 0; cut <= c->n; cut++) utf8_cut(port, c, cut);
+        finish();
+
+        begin("%s, in an unfinished frame", name);
+        utf8_unfinished(port, clock, c);
+        finish();
+    }
+    peer_close(clock);
+}
+
+/* A close that the client begins: the connection ends, the chat goes on. An
+ * end without one is not answered. */
+static void ending_test(int port) {
+    struct peer *p, *observer = ws_open(port, "/?channel=ending");
+    static const struct {
+        const char *name, *bytes;
+        size_t n;
+    } cases[] = {
+        { "at once", BYTES("") },
+        { "after half a header", BYTES("\x81") },
+        { "after a header", BYTES("\x81\x85\1\2\3\4") },
+        { "in the middle of a payload", BYTES("\x81\x85\0\0\0\0he") },
+        { "between fragments", BYTES("\x01\x81\0\0\0\0h") },
+        { "in the middle of a ping", BYTES("\x89\x85\0\0\0\0he") },
+        { "in the middle of a close", BYTES("\x88\x82\0\0\0\0\3") },
+    };
+
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        begin("an end without a close, %s", cases[i].name);
+        p = ws_open(port, "/?channel=ending");
+        peer_send(p, cases[i].bytes, cases[i].n);
+        shutdown(p->fd, SHUT_WR);
+        expect_end(p);
+        ws_text(observer, "go on");
+        ws_expect_text(observer, "go on");
+        peer_close(p);
+        finish();
+    }
+    peer_close(observer);
+}
+
 static void framing_test(void) {
     struct server s = { 0 };
 
@@ -2400,6 +2941,8 @@ static void framing_test(void) {
         free(pieces_bytes(c->sends, &n));
         if (n < 700) framing_case(s.port, c, true);
     }
+    utf8_test(s.port);
+    ending_test(s.port);
     server_stop(&s, "frames");
 }
 
