@@ -478,7 +478,7 @@ static int request_scan(const char *bytes, size_t size) {
 static int request_line(struct request *r, char *line) {
     char *target = strchr(line, ' ');
     char *version = target ? strchr(target + 1, ' ') : NULL;
-    if (version == NULL) return 400;
+    if (version == NULL || strchr(line, '\t')) return 400;
     *target++ = *version++ = '\0';
     r->method = line;
     if (line[strspn(line, TOKEN)] != '\0' || *line == '\0' ||
