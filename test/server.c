@@ -1128,9 +1128,8 @@ static void make_tree(void) {
 #define HTML   "Content-Type: text/html; charset=utf-8"
 #define PLAIN  "Content-Type: text/plain; charset=utf-8"
 #define HIDDEN 404, 400, NULL, NULL, EITHER /* never a file */
-#define SINCE(date)                     \
-    "GET /old.txt HTTP/1.1\r\n" HOST    \
-    "If-Modified-Since: " date "\r\n\r\n"
+#define SINCE(date) \
+    "GET /old.txt HTTP/1.1\r\n" HOST "If-Modified-Since: " date "\r\n\r\n"
 
 /* clang-format off */
 static const struct exchange file_cases[] = {
@@ -1585,7 +1584,7 @@ static void swap_test(int port, const char *target, const char *inside,
         expect(r.status != 200 ||
                    (r.body && memmem(r.body, r.length, inside, strlen(inside))),
                "not what is inside: %s", shown(r.body, r.length));
-        expect(!memmem(r.body, r.length, "SECRET", 6), "a secret");
+        expect(!r.body || !memmem(r.body, r.length, "SECRET", 6), "a secret");
     }
     end_child(child);
     peer_close(p);
@@ -1604,8 +1603,7 @@ static void swaps_test(int port) {
     make_file("outside/within/secret", BYTES("SECRET"));
     make_link("../outside", "www/swapped");
     swap_test(port, "/swap/secret", "inside", "www/swap", "www/swapped");
-    swap_test(port, "/swap/within/secret", "inside", "www/swap",
-              "www/swapped");
+    swap_test(port, "/swap/within/secret", "inside", "www/swap", "www/swapped");
     swap_test(port, "/swap/", "within/", "www/swap", "www/swapped");
     swap_test(port, "/swap", "", "www/swap", "www/swapped");
     make_file("www/swapfile", BYTES("inside"));
@@ -2869,7 +2867,7 @@ static void utf8_test(int port) {
 
     for (size_t i = 0; i < COUNT(utf8_cases); i++) {
         const struct text_case *c = &utf8_cases[i];
-        const char *kind = !c->bad          ? "UTF-8"
+        const char *kind = !c->bad         ? "UTF-8"
                            : c->bad == CUT ? "cut UTF-8"
                                            : "not UTF-8";
         char name[80];
