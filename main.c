@@ -3203,8 +3203,9 @@ static void server_configure(struct server *s) {
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGCHLD);
     if (s->tls) sigaddset(&signals, SIGHUP);
+    if (s->workers > 1) sigaddset(&signals, SIGCHLD);
+    signal(SIGCHLD, SIG_DFL); /* whoever started us may have ignored it */
     sigprocmask(SIG_BLOCK, &signals, NULL); /* they come as events */
     s->signals = must(signalfd(-1, &signals, SFD_CLOEXEC), "signalfd");
     server_announce(s);
@@ -3326,7 +3327,8 @@ static int workers_run(struct server *s) {
         stopping |= stop;
         while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
             int i = 0;
-            while (pids[i] != pid) i++;
+            while (i < s->workers && pids[i] != pid) i++;
+            if (i == s->workers) continue; /* process 1 gets others', too */
             pids[i] = 0;
             running--;
             if (stopping) continue;
