@@ -2898,6 +2898,8 @@ static void server_stop(struct server *s) {
     if (s->stopping) return;
     s->stopping = true;
     s->stop_at = s->now + CLOSE_TIME;
+    /* Closing alone would not end its events: a parent has it open, too. */
+    epoll_ctl(s->epoll, EPOLL_CTL_DEL, s->listener, NULL);
     close(s->listener);
     for (size_t fd = 0; fd < s->clients_end; fd++) {
         struct client *c = s->clients[fd];
