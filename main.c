@@ -3327,6 +3327,7 @@ static int workers_run(struct server *s) {
                 kill(pids[i], (int)signal.ssi_signo);
         }
         stopping |= stop;
+        bool died = false;
         while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
             int i = 0;
             while (i < s->workers && pids[i] != pid) i++;
@@ -3334,14 +3335,15 @@ static int workers_run(struct server *s) {
             pids[i] = 0;
             running--;
             if (stopping) continue;
-            if (WIFEXITED(status)) { /* it did not crash: it saw no way */
+            if (WIFEXITED(status) && WEXITSTATUS(status)) { /* no crash */
                 if (!failed) kill(parent, SIGTERM);
                 failed = true;
                 continue;
             }
             fprintf(stderr, "chat: worker %d died, replaced\n", (int)pid);
-            usleep(100 * 1000); /* one that dies at once must not spin */
+            died = true;
         }
+        if (died) usleep(100 * 1000); /* one that dies at once must not spin */
     }
     exit(failed);
 }
