@@ -1881,8 +1881,13 @@ static void bus_configure(struct server *s) {
 
 static void bus_open(struct server *s, int fd) {
     struct bus *b = &s->bus;
+    struct datagram old;
     b->fd = fd;
     if (fd < 0) return;
+    /* What came before was for the worker in whose place we are. It may be
+     * from one that died as well: it would seem to be there, and what others
+     * remember of it would not be asked for. */
+    for (int i = 0; i < 1 << 16 && recv(fd, &old, sizeof old, 0) >= 0; i++);
     if (!log_open(&b->log, bus_log_size(s)))
         fail("bus: mmap", strerror(errno));
     must((int)getrandom(&b->id, sizeof b->id, 0), "bus: getrandom");
