@@ -2597,7 +2597,8 @@ static void websocket_open(struct server *s, struct request *r) {
     char history[HEADER_MAX];
     const char *version = r->header[WS_VERSION];
     ssize_t size = query_get(r->query, "history", history);
-    bool asked = size != -1, whole = (ssize_t)strlen(history) == size;
+    bool asked = size != -1;
+    bool whole = asked && (ssize_t)strlen(history) == size; /* no NUL in it */
     r->history = whole ? parse_number(history) : -1;
     if (!version || strcmp(version, "13")) {
         respond(s, r, (struct response){"426 Upgrade Required", PLAIN,
@@ -3310,8 +3311,10 @@ static void server_confine(struct server *s) {
 static int workers_run(struct server *s) {
     pid_t pids[WORKERS_MAX] = {0}, parent = getpid(), pid;
     struct signalfd_siginfo signal;
+    static char line[64 * KIB];
     bool stopping = false, failed = false;
     int status;
+    setvbuf(stdout, line, _IOLBF, sizeof line); /* so that none is torn */
     for (int running = 0; running > 0 || !stopping;) {
         for (int i = 0; running < s->workers && !stopping && !failed; i++) {
             if (pids[i]) continue;

@@ -373,7 +373,7 @@ static void user_connect(struct server *s, struct user *u) {
                       pair));
     setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     *u = (struct user){.fd = pair[1], .first = true};
-    server_add(s, pair[0]);
+    client_add(s, pair[0], NULL);
 }
 
 static void user_send(struct user *u, const void *bytes, size_t size) {
