@@ -257,10 +257,10 @@ class Host:
 delete table inet bus
 table inet bus {{
     chain in {{ type filter hook input priority 0; policy accept;
-        iifname "eth0" udp dport {PORT} {rule}
+        iifname "eth0" udp dport {PORT}-{PORT + 7} {rule}
     }}
     chain out {{ type filter hook output priority 0; policy accept;
-        oifname "eth0" udp dport {PORT} {out}
+        oifname "eth0" udp dport {PORT}-{PORT + 7} {out}
     }}
 }}
 """)
@@ -598,6 +598,48 @@ def case_peers():
     with Lab(loss=10) as lab:
         everyone = ",".join(f"{host.address}:{PORT}" for host in lab.hosts)
         return exchange(lab, 60, 2000, 2, bus=("-b", everyone))
+
+
+def sockets(host):
+    """How many each of its workers has."""
+    counts, parent = [], host.server.pid
+    with open(f"/proc/{parent}/task/{parent}/children") as children:
+        for worker in children.read().split():
+            counts.append(0)
+            for name in os.listdir(f"/proc/{worker}/fd"):
+                try:
+                    counts[-1] += os.readlink(f"/proc/{worker}/fd/{name}").startswith("socket:")
+                except FileNotFoundError:
+                    pass                                # closed meanwhile
+    return counts
+
+
+def case_workers():
+    """two hosts with -j 2 and the same list of unicast peers: all four meet, 10 % loss"""
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        raise Skip("this kernel's /proc does not list children")
+    each, clients = 500, []
+    with Lab(hosts=2, loss=10) as lab:
+        everyone = ",".join(f"{host.address}:{PORT}" for host in lab.hosts)
+        for host in lab.hosts:
+            host.start("-j", "2", bus=("-b", everyone))
+        # Each look may be at another worker, so many in a row will have met all.
+        lab.pump(lambda: all(host.metrics()["chat_bus_peers"] == 3 for host in lab.hosts for _ in range(15)), 5,
+                 lambda: f"no three peers everywhere: {[host.said() for host in lab.hosts]}")
+        for host in lab.hosts:
+            lab.wait(0.05)                              # for the looks to end
+            before, count = sockets(host), 0
+            check(len(before) == 2, f"host {host.number} has {len(before)} workers")
+            while count < 40 and not all(new > old for new, old in zip(sockets(host), before)):
+                clients.append(Client(host, name=b"%d.%d" % (host.number, count)))
+                count += 1
+            check(count < 40, f"one worker of host {host.number} gets no client: sockets {before}, then {sockets(host)}")
+        begun = now()
+        for number in range(each):
+            for c in clients:
+                c.post(number, 30000 if number % 100 == 50 else 0)
+        lab.everything(clients, {c.name: each for c in clients}, 30)
+        return f"{each * len(clients)} messages to {len(clients)} clients in {now() - begun:.1f} s"
 
 
 def case_big():
@@ -1148,7 +1190,7 @@ def bench():
 # --- running ----------------------------------------------------------------------------------------
 
 # What stands in one line runs at the same time: the first ones need the machine, the others mostly wait.
-CASES = (("loss",), ("reorder",), ("peers",), ("big",), ("history", "clocks"), ("kill",), ("secret", "loopback"),
+CASES = (("loss",), ("reorder",), ("peers",), ("workers",), ("big",), ("history", "clocks"), ("kill",), ("secret", "loopback"),
          ("freeze", "cut", "overrun"), ("idle",), ("flood",), ("hostile",), ("open",), ("figures",))
 
 
