@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * harness.h: what the black-box tests share: cases and their report, a server
- * to talk to, a connection with a read buffer, HTTP responses and WebSocket
- * frames.
+ * harness.h: what the black-box tests share: cases and their report, a part
+ * that runs beside the others, a server to talk to, a connection with a read
+ * buffer, HTTP responses and WebSocket frames.
  *
  * A case is begin(), some checks, finish(). The first check that fails is the
  * one reported, and after it nothing is waited for any more, so that a broken
@@ -33,6 +33,7 @@
 #include <strings.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -145,6 +146,46 @@ static inline void harness_open(void) {
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* A part that mostly waits runs in a process of its own, beside the others;
+ * what it printed is shown and counted at the end. */
+static struct {
+    pid_t pid;
+    int output;
+} beside;
+
+static inline void begin_beside(void (*run)(void)) {
+    beside.output = memfd_create("output", MFD_CLOEXEC);
+    fflush(stdout);
+    beside.pid = fork();
+    if (beside.pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        dup2(beside.output, 1);
+        run();
+        exit(0);
+    }
+}
+
+static inline void end_beside(void) {
+    char *text, *rest;
+    struct stat st;
+    int status = -1;
+
+    if (!beside.pid) return;
+    begin("the part beside the others came to its end");
+    waitpid(beside.pid, &status, 0);
+    expect(status == 0, "status %x", (unsigned)status);
+    finish();
+    fstat(beside.output, &st);
+    rest = text = calloc(1, (size_t)st.st_size + 1);
+    if (pread(beside.output, text, (size_t)st.st_size, 0) < 0) perror("pread");
+    for (char *line; (line = strsep(&rest, "\n")) && rest;) {
+        puts(line);
+        test.passed += !strncmp(line, "ok - ", 5);
+        test.failed += !strncmp(line, "FAILED - ", 9);
+    }
+    free(text);
+}
+
 /* The exit status of a test program. */
 static inline int harness_close(void) {
     printf("# %d passed, %d failed, %d skipped\n", test.passed, test.failed,
@@ -176,6 +217,7 @@ struct server {
     size_t said_len;
     const char *may_say; /* regex of lines it may print beside the first */
     bool without_rights; /* root's right to read anything is taken away */
+    rlim_t descriptors;  /* that it may have; 0: as many as we */
 };
 
 /* Takes what stderr has; false at its end (the process has gone). */
@@ -211,6 +253,9 @@ static inline void server_spawn(struct server *s, const char *const *args) {
     s->pid = fork();
     if (s->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (s->descriptors)
+            setrlimit(RLIMIT_NOFILE, &(struct rlimit){ s->descriptors,
+                                                       s->descriptors });
         if (s->without_rights) /* CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH */
             for (unsigned long right = 1; right <= 2; right++)
                 prctl(PR_CAPBSET_DROP, right, 0L, 0L, 0L);
@@ -327,6 +372,19 @@ static inline char *server_output(const struct server *s) {
     n = pread(s->out, text, (size_t)st.st_size, 0);
     text[n > 0 ? n : 0] = '\0';
     return text;
+}
+
+/* A UDP port that is free now. */
+static inline int free_port(void) {
+    struct sockaddr_in any = { .sin_family = AF_INET };
+    socklen_t length = sizeof any;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (bind(fd, (struct sockaddr *)&any, sizeof any) < 0 ||
+        getsockname(fd, (struct sockaddr *)&any, &length) < 0)
+        perror("a free port");
+    close(fd);
+    return ntohs(any.sin_port);
 }
 
 /* ---- A connection ------------------------------------------------------ */
@@ -544,6 +602,32 @@ static inline struct peer *http_get(int port, const char *target,
     peer_text(p, request);
     read_response(p, false, r);
     return p;
+}
+
+/* The value of a metric, -1 if /metrics has not got it. */
+static inline double metric(int port, const char *name) {
+    struct response r;
+    struct peer *p = http_get(port, "/metrics", &r);
+    char *text = strndup(r.body ? (const char *)r.body : "", r.length);
+    size_t n = strlen(name);
+    double value = -1;
+
+    for (char *line = text; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (!strncmp(line, name, n) && line[n] == ' ') value = atof(line + n);
+    }
+    free(text);
+    peer_close(p);
+    return value;
+}
+
+/* Waits until a metric has at least this value. */
+static inline void expect_metric(int port, const char *name, double least) {
+    double until = deadline(), value;
+
+    while ((value = metric(port, name)) < least && now() < until)
+        poll(NULL, 0, 5);
+    expect(value >= least, "%s is %g, expected %g", name, value, least);
 }
 
 /* ---- WebSocket --------------------------------------------------------- */

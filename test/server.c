@@ -873,32 +873,6 @@ static const char *const metric_names[] = {
     "chat_bus_errors_total",
 };
 
-/* The value of a metric, -1 if /metrics has not got it. */
-static double metric(int port, const char *name) {
-    struct response r;
-    struct peer *p = http_get(port, "/metrics", &r);
-    char *text = strndup(r.body ? (const char *)r.body : "", r.length);
-    size_t n = strlen(name);
-    double value = -1;
-
-    for (char *line = text; line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        if (!strncmp(line, name, n) && line[n] == ' ') value = atof(line + n);
-    }
-    free(text);
-    peer_close(p);
-    return value;
-}
-
-/* Waits until a metric has at least this value. */
-static void expect_metric(int port, const char *name, double least) {
-    double until = deadline(), value;
-
-    while ((value = metric(port, name)) < least && now() < until)
-        poll(NULL, 0, 5);
-    expect(value >= least, "%s is %g, expected %g", name, value, least);
-}
-
 static void metrics_test(void) {
     struct server s = { 0 };
     struct response r;
@@ -3959,19 +3933,6 @@ static void process_test(void) {
     "^chat: peer [0-9a-f]{16} (joined|left)$|" \
     "^chat: message error on the bus: .*\\([0-9]+ so far\\)$"
 
-/* A UDP port that is free now. */
-static int free_port(void) {
-    struct sockaddr_in any = { .sin_family = AF_INET };
-    socklen_t length = sizeof any;
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-
-    if (bind(fd, (struct sockaddr *)&any, sizeof any) < 0 ||
-        getsockname(fd, (struct sockaddr *)&any, &length) < 0)
-        perror("a free port");
-    close(fd);
-    return ntohs(any.sin_port);
-}
-
 /* An instance on a bus; its log lines about peers are expected. */
 static bool join_bus(struct server *s, const char *bus) {
     *s = (struct server){ .may_say = BUS_LINES };
@@ -4318,46 +4279,6 @@ static int remove_one(const char *path, const struct stat *st, int type,
                       struct FTW *at) {
     (void)st, (void)type, (void)at;
     return remove(path);
-}
-
-/* A part that mostly waits runs in a process of its own, beside the others;
- * what it printed is shown and counted at the end. */
-static struct {
-    pid_t pid;
-    int output;
-} beside;
-
-static void begin_beside(void (*run)(void)) {
-    beside.output = memfd_create("output", MFD_CLOEXEC);
-    fflush(stdout);
-    beside.pid = fork();
-    if (beside.pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        dup2(beside.output, 1);
-        run();
-        exit(0);
-    }
-}
-
-static void end_beside(void) {
-    char *text, *rest;
-    struct stat st;
-    int status = -1;
-
-    if (!beside.pid) return;
-    begin("the part beside the others came to its end");
-    waitpid(beside.pid, &status, 0);
-    expect(status == 0, "status %x", (unsigned)status);
-    finish();
-    fstat(beside.output, &st);
-    rest = text = calloc(1, (size_t)st.st_size + 1);
-    if (pread(beside.output, text, (size_t)st.st_size, 0) < 0) perror("pread");
-    for (char *line; (line = strsep(&rest, "\n")) && rest;) {
-        puts(line);
-        test.passed += !strncmp(line, "ok - ", 5);
-        test.failed += !strncmp(line, "FAILED - ", 9);
-    }
-    free(text);
 }
 
 int main(int argc, char **argv) {
