@@ -18,7 +18,8 @@ endif
 # What the tests run, and where their own programs are built.
 CHAT  = ./chat
 BUILD = build
-TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c))
+TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c \
+          test/load.c test/faults.c))
 
 # The sanitizer build also shrinks the program's limits, so that the paths
 # on which buffers grow and messages are split run all the time.
