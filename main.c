@@ -2758,6 +2758,7 @@ static bool client_request(struct server *s, struct client *c,
         c->deadline = s->now + REQUEST_TIME;
         if (r.expects && !r.old && left == r.size)
             buffer_print(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
+        if (c->out.failed) client_kill(s, c);
         return false;
     }
     client_answer(s, &r);
