@@ -448,19 +448,22 @@ static size_t trickle(struct slow *slow, size_t next, size_t count,
 
 /* They connect, a few at a time, and trickle until they are closed, while the
  * members chat. Returns the number of messages. */
-static uint32_t slow_and_chat(struct slow *slow, size_t count, int port,
-                              struct member *m, struct meter *late) {
+static uint32_t slow_and_chat(struct slow *slow, size_t count,
+                              const struct server *s, struct meter *late) {
+    struct member m[10];
     struct epoll_event events[256];
     int epoll = epoll_create1(EPOLL_CLOEXEC), n;
     size_t open = 0, ended = 0, next = 0;
     uint32_t number = 0;
     double until = now() + 20 + 2 * test.patience, trickled = now(), said = 0;
+    double before = memory(s->pid), most = 0;
 
+    members_open(m, 10, s->port, "/");
     while (ended < count && now() < until && !test.why[0]) {
         for (int i = 0; i < 50 && open < count; i++, open++) {
             struct epoll_event event = { EPOLLIN, { .u32 = (uint32_t)open } };
 
-            slow[open] = slow_open(port);
+            slow[open] = slow_open(s->port);
             epoll_ctl(epoll, EPOLL_CTL_ADD, slow[open].fd, &event);
         }
         if (now() - said > 0.02) {
@@ -473,6 +476,7 @@ static uint32_t slow_and_chat(struct slow *slow, size_t count, int port,
         if (now() - trickled > 0.1) {
             next = trickle(slow, next, open, now() - trickled);
             trickled = now();
+            if (memory(s->pid) > most) most = memory(s->pid);
         }
         hear_all(m, 10, 2, late);
         n = epoll_wait(epoll, events, COUNT(events), 0);
@@ -484,28 +488,27 @@ static uint32_t slow_and_chat(struct slow *slow, size_t count, int port,
     close(epoll);
     expect(ended == count, "%zu of %zu were closed in time", ended, count);
     hear_until(m, 10, number, late);
+    members_close(m, 10);
+    measured(", %.1f KiB each", (most - before) * 1024 / (double)count);
+    expect(most - before < 60, "%.1f MiB became %.1f", before, most);
     return number;
 }
 
 static void slow_test(void) {
     static struct slow slow[5000];
-    struct member m[10];
     struct meter *late = shared_memory(sizeof *late);
     struct server s = { 0 };
     int64_t count = descriptors_raise() - 100;
-    double first = 1e9, last = 0, before;
+    double first = 1e9, last = 0;
     uint32_t number;
 
     if (count > (int64_t)COUNT(slow)) count = COUNT(slow);
     if (!START(&s, "-b", "none")) return;
     begin("slow: %d requests that trickle%s", (int)count,
           count < (int64_t)COUNT(slow) ? " (RLIMIT_NOFILE allows no more)" : "");
-    members_open(m, 10, s.port, "/");
-    before = memory(s.pid);
-    number = slow_and_chat(slow, (size_t)count, s.port, m, late);
-    measured(", %u messages to 10 members meanwhile", number);
+    number = slow_and_chat(slow, (size_t)count, &s, late);
+    measured("; meanwhile %u messages to 10 members", number);
     measured_times("latency", late);
-    expect_memory(&s, before, 60);
     finish();
     begin("slow: each is answered 408 and closed");
     for (int64_t i = 0; i < count; i++) {
@@ -518,7 +521,6 @@ static void slow_test(void) {
     }
     measured(", %.1f to %.1f s after it connected", first, last);
     expect(first > 9.5, "one after %.1f s", first);
-    members_close(m, 10);
     finish();
     server_stop(&s, "slow");
     munmap(late, sizeof *late);
