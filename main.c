@@ -83,6 +83,7 @@
 #define CHANNELS_MAX 1024          /* with and without clients */
 #define CHANNEL_NAME_MAX 64        /* bytes */
 #define EVENTS_MAX 1024            /* taken from epoll at once */
+#define TIMEOUTS_MAX 128           /* dealt with in a round */
 #ifndef SLICE
 #define SLICE 512                  /* clients of a channel sent to in a round */
 #endif
@@ -2977,10 +2978,13 @@ static int server_round_end(struct server *s) {
     int64_t next = bus_tick(s), nats = nats_tick(s);
     if (nats < next) next = nats;
     if (s->now >= s->tick_at) {
-        s->tick_at = s->now + SECOND;
-        for (size_t fd = 0; fd < s->clients_end; fd++)
-            if (s->clients[fd] && s->now >= s->clients[fd]->deadline)
+        int due = 0;
+        for (size_t fd = 0; fd < s->clients_end && due < TIMEOUTS_MAX; fd++)
+            if (s->clients[fd] && s->now >= s->clients[fd]->deadline) {
                 client_timeout(s, s->clients[fd]);
+                due++;
+            }
+        s->tick_at = due < TIMEOUTS_MAX ? s->now + SECOND : s->now;
     }
     server_reap(s);
     s->catching_up = s->catching_up && (bus_catching_up(s) || nats_waits(s));
