@@ -24,13 +24,15 @@
 /* ---- The chat, with a fault -------------------------------------------- */
 
 /* Shared by the test and the chat. */
-static struct faults {
+struct faults {
     volatile bool armed; /* from here on calls count */
     volatile int count;  /* of calls so far */
     int at;              /* the call that fails */
-    int accepts;         /* that counted */
+    int accepts;         /* accept4s that counted */
     char what[80];       /* which one that was */
-} *faults;
+};
+
+static struct faults *faults;
 
 /* Is this the call that fails? */
 static bool fault(const char *call, const char *caller, int error) {
@@ -54,14 +56,14 @@ static bool fault(const char *call, const char *caller, int error) {
 #define memfd_create(...) \
     FAULT("memfd_create", EMFILE, -1, memfd_create(__VA_ARGS__))
 /* It fails alike for each client, and that costs a second: two are enough. */
-#define accept4(...)                                                \
-    (faults->accepts < 2 && faults->armed && ++faults->accepts &&   \
-             fault("accept4", __func__, ENOMEM)                     \
-         ? -1                                                       \
+#define accept4(...)                                              \
+    (faults->accepts < 2 && faults->armed && ++faults->accepts && \
+             fault("accept4", __func__, ENOMEM)                   \
+         ? -1                                                     \
          : accept4(__VA_ARGS__))
-#define epoll_ctl(epoll, call, fd, event)                          \
+#define epoll_ctl(epoll, call, fd, event)                            \
     ((call) == EPOLL_CTL_ADD && fault("epoll_ctl", __func__, ENOMEM) \
-         ? -1                                                      \
+         ? -1                                                        \
          : epoll_ctl(epoll, call, fd, event))
 
 /* What the harness has by the same name. */
@@ -233,7 +235,9 @@ static bool talk(int at) {
 
     *faults = (struct faults){ .at = at };
     test.program = "/proc/self/exe";
-    if (!START(&s, "-b", "none", "-d", folder, "--metrics")) return false;
+    if (!START(&s, "-b", "none", "-d", folder, "--metrics") ||
+        !server_answers(&s))
+        return false;
     faults->armed = true;
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
         double began = now();
@@ -264,9 +268,9 @@ static bool talk(int at) {
 
 /* ---- Two instances ----------------------------------------------------- */
 
-#define BUS_LINES                                            \
-    "^chat: peer [0-9a-f]{16} (joined|left)$|"               \
-    "^chat: lost [0-9]+ messages from [0-9a-f]{16}$|"        \
+#define BUS_LINES                                     \
+    "^chat: peer [0-9a-f]{16} (joined|left)$|"        \
+    "^chat: lost [0-9]+ messages from [0-9a-f]{16}$|" \
     "^chat: message error on the bus: a stream without .*$"
 
 /* One says the same again and again until the other has heard it, which
@@ -313,9 +317,9 @@ static bool talk_across(int at, const char *bus) {
     char lost[200] = "", why[sizeof test.why];
     bool good;
 
-    *faults = (struct faults){ .at = at };
+    *faults = (struct faults){ .at = at, .accepts = 2 };
     test.program = "/proc/self/exe";
-    if (!START(&a, "-b", bus)) return false;
+    if (!START(&a, "-b", bus) || !server_answers(&a)) return false;
     faults->armed = true;
     test.program = chat;
     if (!START(&b, "-b", bus)) return false;
@@ -365,32 +369,57 @@ static void make_files(bool make) {
     if (!make) rmdir(folder);
 }
 
+/* Maps what is shared; `fd` is -1 where that is to be made. */
+static void faults_open(int fd) {
+    char number[16];
+
+    if (fd < 0) {
+        fd = memfd_create("faults", 0); /* the chat inherits it */
+        snprintf(number, sizeof number, "%d", fd);
+        setenv("FAULTS", number, 1);
+        if (fd < 0 || ftruncate(fd, sizeof *faults)) perror("memfd");
+    }
+    faults =
+        mmap(NULL, sizeof *faults, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (faults == MAP_FAILED) {
+        perror("mmap");
+        exit(1);
+    }
+}
+
+static void across_test(void) {
+    char bus[64];
+    int at = 0;
+
+    faults_open(-1);
+    snprintf(bus, sizeof bus, "239.255.80.80:%d", free_port());
+    while (talk_across(++at, bus))
+        ;
+    printf("# %d calls failed with a second instance\n", at - 1);
+}
+
+static void alone_test(void) {
+    int at = 0;
+
+    faults_open(-1);
+    while (talk(++at))
+        ;
+    printf("# %d calls failed alone\n", at - 1);
+}
+
 int main(int argc, char **argv) {
     const char *shared = getenv("FAULTS");
-    char bus[64], number[16];
-    int fd, n = 0, across = 0;
 
-    fd = shared ? atoi(shared) : memfd_create("faults", 0);
-    if (fd < 0 || (!shared && ftruncate(fd, sizeof *faults))) return 1;
-    faults = mmap(NULL, sizeof *faults, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-                  0);
-    if (faults == MAP_FAILED) return 1;
     if (shared) {
-        close(fd);
+        faults_open(atoi(shared));
         return chat_main(argc, argv);
     }
     harness_open();
     chat = test.program;
-    snprintf(number, sizeof number, "%d", fd);
-    setenv("FAULTS", number, 1);
     make_files(true);
-    while (talk(++n))
-        ;
-    snprintf(bus, sizeof bus, "239.255.80.80:%d", free_port());
-    while (talk_across(++across, bus))
-        ;
+    begin_beside(across_test);
+    alone_test();
+    end_beside();
     make_files(false);
-    printf("# %d calls failed alone, %d with a second instance\n", n - 1,
-           across - 1);
     return harness_close();
 }

@@ -254,8 +254,8 @@ static inline void server_spawn(struct server *s, const char *const *args) {
     if (s->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (s->descriptors)
-            setrlimit(RLIMIT_NOFILE, &(struct rlimit){ s->descriptors,
-                                                       s->descriptors });
+            setrlimit(RLIMIT_NOFILE,
+                      &(struct rlimit){ s->descriptors, s->descriptors });
         if (s->without_rights) /* CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH */
             for (unsigned long right = 1; right <= 2; right++)
                 prctl(PR_CAPBSET_DROP, right, 0L, 0L, 0L);
@@ -602,6 +602,17 @@ static inline struct peer *http_get(int port, const char *target,
     peer_text(p, request);
     read_response(p, false, r);
     return p;
+}
+
+/* Its first answer: it has started altogether, not only begun to listen. */
+static inline bool server_answers(const struct server *s) {
+    struct response r;
+
+    begin("the server answers");
+    peer_close(http_get(s->port, "/", &r));
+    if (expect(r.status > 0, "no answer")) return true;
+    finish();
+    return false;
 }
 
 /* The value of a metric, -1 if /metrics has not got it. */

@@ -205,8 +205,8 @@ static void hear_until(struct member *m, int count, uint32_t number,
         while (m[i].heard < number && now() < until && !test.why[0])
             hear_all(m, count, 100, late);
     for (int i = 0; i < count; i++)
-        expect(m[i].heard == number, "member %d heard %u of %u", i,
-               m[i].heard, number);
+        expect(m[i].heard == number, "member %d heard %u of %u", i, m[i].heard,
+               number);
 }
 
 static void members_open(struct member *m, int count, int port,
@@ -281,9 +281,10 @@ static void full_at_start_test(void) {
     struct peer *p[32], *waiting[WAITING];
     double began;
 
-    if (!START(&s, "-b", "none")) return;
+    if (!START(&s, "-b", "none") || !server_answers(&s)) return;
     begin("64 descriptors: 32 clients in, %d wait", WAITING);
-    for (int i = 0; i < 32; i++) p[i] = ws_open(s.port, i ? "/?channel=p" : "/");
+    for (int i = 0; i < 32; i++)
+        p[i] = ws_open(s.port, i ? "/?channel=p" : "/");
     ask_in(waiting, s.port);
     expect_calm(&s, p[0]);
     for (int i = 0; i < WAITING; i++)
@@ -347,7 +348,7 @@ static void full_later_test(void) {
     fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
     expect(write(fd, "text", 4) == 4, "write");
     close(fd);
-    if (!START(&s, "-b", "none", "-d", folder)) return;
+    if (!START(&s, "-b", "none", "-d", folder) || !server_answers(&s)) return;
     begin("no descriptor is left, %d wait", WAITING);
     p = ws_open(s.port, "/");
     http = peer_open(s.port);
@@ -503,9 +504,10 @@ static void slow_test(void) {
     uint32_t number;
 
     if (count > (int64_t)COUNT(slow)) count = COUNT(slow);
-    if (!START(&s, "-b", "none")) return;
+    if (!START(&s, "-b", "none") || !server_answers(&s)) return;
     begin("slow: %d requests that trickle%s", (int)count,
-          count < (int64_t)COUNT(slow) ? " (RLIMIT_NOFILE allows no more)" : "");
+          count < (int64_t)COUNT(slow) ? " (RLIMIT_NOFILE allows no more)"
+                                       : "");
     number = slow_and_chat(slow, (size_t)count, &s, late);
     measured("; meanwhile %u messages to 10 members", number);
     measured_times("latency", late);
@@ -629,7 +631,9 @@ static void deaf_test(void) {
 
     c.late = shared_memory(sizeof *c.late);
     c.late_elsewhere = shared_memory(sizeof *c.late);
-    if (!START(&c.server, "-b", "none", "--metrics")) return;
+    if (!START(&c.server, "-b", "none", "--metrics") ||
+        !server_answers(&c.server))
+        return;
     begin("deaf: who reads nothing stays as long as the log has it all");
     members_open(c.in, 10, c.server.port, "/?channel=deaf");
     members_open(&c.elsewhere, 1, c.server.port, "/?channel=elsewhere");
@@ -777,7 +781,7 @@ static void flood_test(void) {
     pid_t readers, flooder;
     int read_end, write_end;
 
-    if (!START(&s, "-b", "none", "--metrics")) return;
+    if (!START(&s, "-b", "none", "--metrics") || !server_answers(&s)) return;
     *f = (struct flood){ .port = s.port, .seconds = getenv("LONG") ? 30 : 3 };
     begin("flood: %g s to %d readers", f->seconds, READERS);
     read_end = flood_begin(flood_read, f, &readers);
@@ -861,8 +865,9 @@ static void promised_test(void) {
     double before;
 
     descriptors_raise();
-    if (!START(&s, "-b", "none", "-m", "16M")) return;
-    begin("%d clients announce 16 MiB, which is allowed, and send a byte", MANY);
+    if (!START(&s, "-b", "none", "-m", "16M") || !server_answers(&s)) return;
+    begin("%d clients announce 16 MiB, which is allowed, and send a byte",
+          MANY);
     before = memory(s.pid);
     for (int i = 0; i < MANY; i++) {
         p[i] = ws_open(s.port, "/");
@@ -953,8 +958,8 @@ static void expect_pongs(struct peer *p, uint32_t from) {
     for (uint32_t i = from; i < PINGS && !test.why[0]; i++) {
         uint32_t number = 0;
 
-        expect(ws_next(p, &f) && f.first == PONG && f.length >= 4,
-               "no pong %u", i);
+        expect(ws_next(p, &f) && f.first == PONG && f.length >= 4, "no pong %u",
+               i);
         if (test.why[0]) return;
         memcpy(&number, f.data, sizeof number);
         expect(number == i, "pong %u, expected %u", number, i);
@@ -1027,7 +1032,7 @@ static void unread_pings_test(int port, const struct server *s) {
 static void much_test(void) {
     struct server s = { 0 };
 
-    if (!START(&s, "-b", "none")) return;
+    if (!START(&s, "-b", "none") || !server_answers(&s)) return;
     announced_test(s.port, &s);
     fragments_test(s.port, &s);
     pings_test(s.port, &s);
@@ -1085,7 +1090,8 @@ static void recycled_test(void) {
     double before, began;
     int oldest = CHANNELS - (KEPT - 1); /* one is the member's */
 
-    if (!START(&s, "-b", "none", "--metrics", "-q")) return;
+    if (!START(&s, "-b", "none", "--metrics", "-q") || !server_answers(&s))
+        return;
     begin("10,000 channel names");
     before = memory(s.pid);
     member = ws_open(s.port, "/?channel=c0");
@@ -1132,7 +1138,8 @@ static void occupied_test(void) {
         skip("channels: each with a client", "RLIMIT_NOFILE is too small");
         return;
     }
-    if (!START(&s, "-b", "none", "--metrics", "-q")) return;
+    if (!START(&s, "-b", "none", "--metrics", "-q") || !server_answers(&s))
+        return;
     begin("channels: %d with a client each, one more is refused", KEPT);
     before = memory(s.pid);
     for (int i = 0; i < KEPT; i++) {
@@ -1185,7 +1192,8 @@ int main(int argc, char **argv) {
     harness_open();
     /* A sanitizer keeps what is freed for a while: no more than this, so that
      * memory can be compared. */
-    setenv("ASAN_OPTIONS", "quarantine_size_mb=2:thread_local_quarantine_size_kb=64", 0);
+    setenv("ASAN_OPTIONS",
+           "quarantine_size_mb=2:thread_local_quarantine_size_kb=64", 0);
     for (size_t i = 0; i < COUNT(parts); i++) {
         bool wanted = argc < 2;
 
