@@ -1001,23 +1001,33 @@ static void pings_test(int port, const struct server *s) {
     finish();
 }
 
-/* Sends what is taken until nothing is for a while; returns how much. */
-static size_t send_stuck(struct peer *p, const unsigned char *bytes, size_t n) {
-    size_t at = 0;
+/* All send the same bytes, until none can send any more for a while. */
+static void send_stuck(struct peer **p, size_t *sent, int count,
+                       const unsigned char *bytes, size_t n) {
+    struct pollfd fds[64];
 
-    while (at < n && wait_for(p->fd, POLLOUT, now() + 0.2)) {
-        ssize_t sent = send(p->fd, bytes + at, n - at, MSG_NOSIGNAL);
+    for (;;) {
+        for (int i = 0; i < count; i++)
+            fds[i] = (struct pollfd){ .fd = sent[i] < n ? p[i]->fd : -1,
+                                      .events = POLLOUT };
+        if (poll(fds, (nfds_t)count, 300) <= 0) return;
+        for (int i = 0; i < count; i++) {
+            ssize_t more = fds[i].revents ? send(p[i]->fd, bytes + sent[i],
+                                                 n - sent[i], MSG_NOSIGNAL)
+                                          : 0;
 
-        if (sent > 0) at += (size_t)sent;
-        else if (errno != EAGAIN && errno != EINTR) break;
+            if (more > 0) sent[i] += (size_t)more;
+            if (!expect(more >= 0 || errno == EAGAIN, "send: %s",
+                        strerror(errno)))
+                return;
+        }
     }
-    return at;
 }
 
 /* Pings without reading an answer: the server must stop reading, too. */
 static void unread_pings_test(int port, const struct server *s) {
     enum { MANY = 20 };
-    size_t n, sent[MANY], all = 0;
+    size_t n, sent[MANY] = { 0 }, all = 0;
     unsigned char *bytes = pings_encode(125, &n);
     struct peer *p[MANY], *other = ws_open(port, "/?channel=other");
     double before = memory(s->pid), began;
@@ -1027,8 +1037,9 @@ static void unread_pings_test(int port, const struct server *s) {
         p[i] = open_narrow(port);
         ws_ask(p[i], "/");
         ws_opened(p[i]);
-        /* The first is there to see that it gets stuck; the others follow. */
-        sent[i] = send_stuck(p[i], bytes, n);
+    }
+    send_stuck(p, sent, MANY, bytes, n);
+    for (int i = 0; i < MANY; i++) {
         expect(sent[i] < n, "all %zu bytes were taken", n);
         all += sent[i];
     }
@@ -1048,6 +1059,51 @@ static void unread_pings_test(int port, const struct server *s) {
     finish();
 }
 
+/* A log's worth of JSON for each of many who do not read it: an answer is
+ * memory of its own, so at some point there are no more. */
+static void unread_answers_test(void) {
+    enum { MANY = 500 };
+    struct server s = { 0 };
+    struct peer *p[MANY], *member;
+    char body[60000];
+    int busy = 0;
+    struct response r;
+    double before;
+
+    if (!START(&s, "-b", "none", "-q") || !server_answers(&s)) return;
+    begin("%d clients ask for /messages and read nothing", MANY);
+    member = ws_open(s.port, "/");
+    memset(body, '\1', sizeof body); /* six bytes each, as JSON */
+    for (int i = 0; i < 4; i++) {
+        ws_send(member, TEXT, body, sizeof body);
+        ws_expect(member, TEXT, body, sizeof body);
+    }
+    before = memory(s.pid);
+    for (int i = 0; i < MANY; i++) {
+        p[i] = open_narrow(s.port);
+        peer_text(p[i], "GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    }
+    for (int i = 0; i < MANY; i++) {
+        if (!expect(wait_for(p[i]->fd, POLLIN, deadline() + 20), "no answer"))
+            break;
+        peer_take(p[i]);
+        busy += p[i]->end > 12 && !memcmp(p[i]->in, "HTTP/1.1 503", 12);
+    }
+    measured(": %d are told to come back", busy);
+    expect_memory(&s, before, 100);
+    expect(busy > 0 && busy < MANY, "%d are told to come back", busy);
+    finish();
+    begin("... and then are gone: the next gets its answer");
+    for (int i = 0; i < MANY; i++) peer_close(p[i]);
+    ws_sync(member);
+    ws_sync(member); /* by now they are gone */
+    peer_close(http_get(s.port, "/messages", &r));
+    expect(r.status == 200, "status %d", r.status);
+    peer_close(member);
+    finish();
+    server_stop(&s, "unread answers");
+}
+
 static void much_test(void) {
     struct server s = { 0 };
 
@@ -1058,6 +1114,7 @@ static void much_test(void) {
     unread_pings_test(s.port, &s);
     server_stop(&s, "much of something");
     promised_test();
+    unread_answers_test();
 }
 
 /* ---- Channels ---------------------------------------------------------- */
