@@ -80,6 +80,7 @@
 #endif
 #define HEADER_MAX (8 * KIB)       /* a request's line and headers */
 #define MESSAGE_MAX (16 * MIB)     /* the most that -m allows */
+#define UNSENT_MAX (64 * MIB)      /* of answers; then no more /messages */
 #define CHANNELS_MAX 1024          /* with and without clients */
 #define CHANNEL_NAME_MAX 64        /* bytes */
 #define EVENTS_MAX 1024            /* taken from epoll at once */
@@ -719,6 +720,7 @@ struct client {
     struct input *in;      /* NULL: nothing is unfinished */
     struct buffer out;
     size_t out_sent;
+    size_t counted;        /* of `out`, in s->unsent */
     struct client *next_waiting, *next_dead;
 };
 
@@ -824,6 +826,7 @@ struct server {
     struct client **clients; /* by descriptor */
     size_t clients_size, connections;
     size_t clients_end;      /* no client's descriptor is that high */
+    size_t unsent;           /* bytes in all clients' `out` */
     struct channel *channels; /* the one used last is first */
     struct client *waiting, **waiting_end, *dead;
     struct bus bus;
@@ -1008,6 +1011,8 @@ static void channel_remove(struct client *c) {
  * its private bytes are out: who asks much and reads nothing waits. */
 static void client_watch(struct server *s, struct client *c) {
     bool busy = c->closing || c->waiting || c->out.size || c->file >= 0;
+    s->unsent += c->out.size - c->counted;
+    c->counted = c->out.size;
     uint32_t interest = (!busy || c->shut ? EPOLLIN : 0) |
                         (c->blocked ? EPOLLOUT : 0);
     if (c->dead || interest == c->interest) return;
@@ -2368,6 +2373,10 @@ static void answer_messages(struct server *s, struct request *r) {
     struct buffer b = {0};
     struct text payload;
     struct channel *ch = channel_find(s, r->channel);
+    if (s->unsent > UNSENT_MAX) { /* many ask for much and read nothing */
+        respond_text(s, r, "503 Service Unavailable", "too busy");
+        return;
+    }
     buffer_add(&b, "[", 1);
     for (uint64_t at = ch ? ch->log.tail : 0; ch && at < ch->log.head;) {
         const uint8_t *frame = log_at(&ch->log, at);
@@ -2932,6 +2941,7 @@ static void server_reap(struct server *s) {
         s->clients[c->fd] = NULL;
         socket_close(c);
         if (c->file >= 0) close(c->file);
+        s->unsent -= c->counted;
         buffer_clear(&c->out);
         free(c->in);
         s->connections--;
