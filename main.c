@@ -3320,55 +3320,79 @@ static void server_confine(struct server *s) {
 #endif
 }
 
-/* Starts the workers, replaces one that dies and passes signals on. Meanwhile
- * a dead one's connections wait in its sockets, which are ours as well.
+/* With -j, the first process only looks after the workers. */
+struct workers {
+    pid_t pids[WORKERS_MAX];
+    int running;
+    bool stopping;
+    bool replaced; /* one that died: so the start was good */
+    bool failed;   /* it was not */
+};
+
+/* Starts those that are missing. Returns -1, and in a worker its number. */
+static int workers_start(struct server *s, struct workers *w) {
+    pid_t parent = getpid();
+    for (int i = 0; i < s->workers; i++) {
+        if (w->pids[i]) continue;
+        w->pids[i] = must(fork(), "fork");
+        w->running++;
+        if (w->pids[i]) continue;
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* none lives on without us */
+        if (getppid() != parent) exit(1);
+        return i;
+    }
+    return -1;
+}
+
+static void workers_signal(struct server *s, struct workers *w, int signal) {
+    bool stop = signal == SIGINT || signal == SIGTERM;
+    for (int i = 0; i < s->workers; i++) {
+        if (stop && !w->stopping)
+            close(s->sockets[i].listener); /* so that theirs really close */
+        if (w->pids[i]) kill(w->pids[i], signal);
+    }
+    w->stopping |= stop;
+}
+
+/* Takes note of those that have ended. A worker that saw no way to start is
+ * the end of all, unless one has been replaced: then it is tried again. */
+static void workers_reap(struct server *s, struct workers *w) {
+    bool died = false;
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+        int i = 0;
+        while (i < s->workers && w->pids[i] != pid) i++;
+        if (i == s->workers) continue; /* process 1 gets others', too */
+        w->pids[i] = 0;
+        w->running--;
+        if (w->stopping) continue;
+        bool exited = WIFEXITED(status) && WEXITSTATUS(status) != 0;
+        w->failed |= exited && !w->replaced;
+        if (w->failed) continue;
+        fprintf(stderr, "chat: worker %d died, replaced\n", (int)pid);
+        died = w->replaced = true;
+    }
+    if (w->failed && !w->stopping) workers_signal(s, w, SIGTERM);
+    if (died) usleep(100 * 1000); /* one that dies at once must not spin */
+}
+
+/* Starts the workers, replaces those that die and passes signals on. The
+ * connections of a dead one wait in its sockets, which are ours as well.
  * Returns only in a worker: its number. */
 static int workers_run(struct server *s) {
-    pid_t pids[WORKERS_MAX] = {0}, parent = getpid(), pid;
+    struct workers w = {0};
     struct signalfd_siginfo signal;
     static char line[64 * KIB];
-    bool stopping = false, failed = false;
-    int status;
     setvbuf(stdout, line, _IOLBF, sizeof line); /* so that none is torn */
-    for (int running = 0; running > 0 || !stopping;) {
-        for (int i = 0; running < s->workers && !stopping && !failed; i++) {
-            if (pids[i]) continue;
-            pids[i] = must(fork(), "fork");
-            running++;
-            if (pids[i]) continue;
-            prctl(PR_SET_PDEATHSIG, SIGTERM); /* none lives on without us */
-            if (getppid() != parent) exit(1);
-            return i;
-        }
+    while (!w.stopping || w.running > 0) {
+        int worker = w.stopping ? -1 : workers_start(s, &w);
+        if (worker >= 0) return worker;
         must((int)read(s->signals, &signal, sizeof signal), "read");
-        if (signal.ssi_signo == SIGHUP && !tls_load(s)) continue;
-        bool stop = signal.ssi_signo == SIGINT || signal.ssi_signo == SIGTERM;
-        for (int i = 0; i < s->workers; i++) {
-            if (stop && !stopping)
-                close(s->sockets[i].listener); /* so that theirs really close */
-            if (pids[i] && signal.ssi_signo != SIGCHLD)
-                kill(pids[i], (int)signal.ssi_signo);
-        }
-        stopping |= stop;
-        bool died = false;
-        while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-            int i = 0;
-            while (i < s->workers && pids[i] != pid) i++;
-            if (i == s->workers) continue; /* process 1 gets others', too */
-            pids[i] = 0;
-            running--;
-            if (stopping) continue;
-            if (WIFEXITED(status) && WEXITSTATUS(status)) { /* no crash */
-                if (!failed) kill(parent, SIGTERM);
-                failed = true;
-                continue;
-            }
-            fprintf(stderr, "chat: worker %d died, replaced\n", (int)pid);
-            died = true;
-        }
-        if (died) usleep(100 * 1000); /* one that dies at once must not spin */
+        if (signal.ssi_signo == SIGCHLD) workers_reap(s, &w);
+        else if (signal.ssi_signo != SIGHUP || tls_load(s))
+            workers_signal(s, &w, (int)signal.ssi_signo);
     }
-    exit(failed);
+    exit(w.failed);
 }
 
 int main(int argc, char **argv) {
