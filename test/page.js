@@ -2,225 +2,9 @@
 // The page in a real browser, against two real instances of the program in
 // $CHAT on a bus of their own. Prints a line for each case.
 'use strict'
-const fs = require('fs'), net = require('net'), http = require('http')
-const dgram = require('dgram'), path = require('path')
-const assert = require('assert/strict')
-const { spawn } = require('child_process')
-
-const CHROMIUM = '/usr/bin/chromium'
-const CHAT = path.resolve(__dirname, '..', process.env.CHAT || './chat')
-const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic',
-  '--no-first-run', '--disable-background-networking',
-  '--disable-component-update', '--disable-sync', '--disable-smooth-scrolling']
-const DEADLINE = 15000              // for anything that is waited for, ms
-
-function skip(reason) {
-  console.log(`skipped: page: ${reason}`)
-  process.exit(0)
-}
-
-function need(name) {
-  try { return require(name) } catch { skip(`${name} is not installed`) }
-}
-
-const { chromium } = need('playwright-core')
-const WebSocket = need('ws')
-if (!fs.existsSync(CHROMIUM)) skip(`${CHROMIUM} is not there`)
-
-let failed = 0
-
-async function test(name, run) {
-  try {
-    await run()
-    console.log(`ok - page: ${name}`)
-  } catch (error) {
-    failed++
-    const detail = String(error.message).replace(/\u001b\[\d+m/g, '')
-    console.log(`FAILED - page: ${name}: ` +
-      detail.split('\n').filter(line => line.trim()).join(' | ').slice(0, 1500))
-  }
-}
-
-// Rejects when `promise` takes too long; says what was waited for.
-function within(promise, what, ms = DEADLINE) {
-  let timer
-  const late = new Promise((_, no) => {
-    timer = setTimeout(() => no(new Error(`waited too long for ${what}`)), ms)
-  })
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
-}
-
-// ---- The servers.
-
-function free_udp_port() {
-  return new Promise(done => {
-    const socket = dgram.createSocket('udp4').bind(0, () => {
-      const { port } = socket.address()
-      socket.close(() => done(port))
-    })
-  })
-}
-
-const started = []
-const EXPECTED = /^chat: (listening on |peer [0-9a-f]{16} (joined|left))/
-
-// Starts an instance; resolves when it listens.
-async function start(bus, port = 0) {
-  const child = spawn(CHAT, ['-q', '-p', String(port), '-b', bus],
-    { stdio: ['ignore', 'ignore', 'pipe'] })
-  const server = { child, bus, errors: '' }
-  server.ended = new Promise(done => {
-    child.on('error', error => done(`cannot start: ${error.message}`))
-    child.on('exit', (code, signal) => done(signal || code))
-  })
-  started.push(server)
-  const listening = new Promise((yes, no) => {
-    child.stderr.on('data', data => {
-      server.errors += data
-      const found = /listening on http:\/\/localhost:(\d+)\//.exec(server.errors)
-      if (found) yes(Number(found[1]))
-    })
-    server.ended.then(how => no(new Error(`${CHAT} ended: ${how} ` +
-      server.errors)))
-  })
-  server.port = await within(listening, 'the server to listen')
-  server.url = `http://localhost:${server.port}/`
-  return server
-}
-
-async function stop(server, signal) {
-  server.child.kill(signal)
-  return within(server.ended, `the end of the server after ${signal}`)
-}
-
-// Sends a message without a browser.
-async function post(server, channel, message) {
-  const answer = await fetch(
-    `${server.url}send?channel=${encodeURIComponent(channel)}`,
-    { method: 'POST', body: message, signal: AbortSignal.timeout(DEADLINE) })
-  assert.equal(answer.status, 200, '/send')
-}
-
-async function ws_open(server, channel) {
-  const ws = new WebSocket(
-    `ws://localhost:${server.port}/?channel=${encodeURIComponent(channel)}`)
-  await within(new Promise((yes, no) => ws.on('open', yes).on('error', no)),
-    'a WebSocket')
-  return ws
-}
-
-// A proxy that serves the server beneath /chat/, and whose WebSockets fail as
-// told: `down` refuses new ones, `deaf` swallows what the page sends, `mute`
-// what the server answers. cut() ends those there are.
-async function start_proxy(server) {
-  const sockets = new Set()
-  const proxy = { down: false, deaf: false, mute: false, opened: 0 }
-  const keep = socket => sockets.add(socket.on('error', () => {}))
-  const inner = url => url.replace(/^\/chat\//, '/')
-  proxy.cut = () => {
-    for (const socket of sockets) socket.destroy()
-    sockets.clear()
-  }
-  const inside_path = request => request.url.startsWith('/chat/')
-  const listener = http.createServer((request, response) => {
-    if (!inside_path(request)) return response.writeHead(404).end()
-    request.pipe(http.request({ port: server.port, method: request.method,
-      path: inner(request.url), headers: request.headers }, answer => {
-      response.writeHead(answer.statusCode, answer.headers)
-      answer.pipe(response)
-    }))
-  })
-  listener.on('upgrade', (request, client) => {
-    if (proxy.down || !inside_path(request)) return client.destroy()
-    proxy.opened++
-    const inside = net.connect(server.port, 'localhost')
-    keep(client).add(inside)
-    keep(inside)
-    let head = `GET ${inner(request.url)} HTTP/1.1\r\n`
-    for (let i = 0; i < request.rawHeaders.length; i += 2)
-      head += `${request.rawHeaders[i]}: ${request.rawHeaders[i + 1]}\r\n`
-    inside.write(head + '\r\n')
-    client.on('data', data => proxy.deaf || inside.write(data))
-    inside.on('data', data => proxy.mute || client.write(data))
-    client.on('close', () => inside.destroy())
-    inside.on('close', () => client.destroy())
-  })
-  await new Promise(done => listener.listen(0, 'localhost', done))
-  proxy.url = `http://localhost:${listener.address().port}/chat/`
-  proxy.close = () => { proxy.cut(); listener.close() }
-  return proxy
-}
-
-// ---- The browser.
-
-let browser
-const complaints = []               // of any page: must stay empty
-
-async function open(url, options = {}) {
-  const context = await browser.newContext(
-    { viewport: { width: 900, height: 600 }, ...options })
-  const page = await context.newPage()
-  const complain = words => complaints.push(`${url}: ${words}`)
-  page.setDefaultTimeout(DEADLINE)
-  page.on('console', message => {
-    // A server that is down is what some cases are about.
-    if (!/^WebSocket connection to .* failed/.test(message.text()))
-      complain(`${message.type()}: ${message.text()}`)
-  })
-  page.on('pageerror', error => complain(error.message))
-  page.on('dialog', dialog => {
-    if (!page.leaving) complain(`dialog: ${dialog.type()}`)
-    dialog.accept()
-  })
-  page.on('request', request => {
-    if (!/^data:/.test(request.url()) && request.url() !== page.expected)
-      complain(`requested ${request.url()}`)
-  })
-  page.on('websocket', ws => {
-    if (new URL(ws.url()).host !== new URL(url).host)
-      complain(`connected to ${ws.url()}`)
-  })
-  await page.addInitScript(() => document.addEventListener(
-    'securitypolicyviolation',
-    event => console.log('policy violated: ' + event.violatedDirective)))
-  page.expected = url.split('#')[0]
-  page.answer = await page.goto(url)
-  await connected(page)
-  return page
-}
-
-const close = page => page.context().close()
-
-const connected = page =>
-  page.waitForFunction(() => /Connected/.test(state.textContent))
-const disconnected = page =>
-  page.waitForFunction(() => /No connection/.test(state.textContent))
-
-// What the log shows, the page's own notes left out or alone.
-const messages = page => page.$$eval('#log p:not(.note)',
-  list => list.map(p => p.textContent))
-const notes = page => page.$$eval('#log .note',
-  list => list.map(p => p.textContent))
-const waiting = page => page.$$eval('#outbox p',
-  list => list.map(p => p.textContent))
-
-async function shows(page, text) {
-  try {
-    await page.waitForFunction(text =>
-      [...document.querySelectorAll('#log p')].some(p => p.textContent === text),
-    text)
-  } catch {
-    throw new Error(`"${text.slice(0, 200)}" did not show; there are: ` +
-      JSON.stringify((await messages(page)).slice(-20)))
-  }
-}
-
-async function type(page, text) {
-  await page.fill('#text', text)
-  await page.press('#text', 'Enter')
-}
-
-// ---- The cases.
+const { assert, test, within, free_udp_port, start, stop, post, ws_open,
+  start_proxy, open, close, connected, disconnected, messages, notes, waiting,
+  shows, type, run } = require('./browser.js')
 
 async function two_instances(a, b) {
   const left = await open(a.url), right = await open(b.url)
@@ -265,7 +49,7 @@ async function two_instances(a, b) {
   await test('a binary message', async () => {
     const ws = await ws_open(b, '')
     ws.send(Buffer.from([0, 255, 128, 7, 9]))
-    await shows(left, '[binary, 5 bytes]')
+    await shows(left, '[binary message]')
     ws.terminate()
   })
   await test('the history is there on load', async () => {
@@ -317,7 +101,7 @@ async function overlap(a) {
   for (const [name, shown, history, want] of table)
     await test(`overlap: ${name}`, async () => {
       const got = await page.evaluate(([shown, history]) =>
-        unseen([...shown], [...history]).join(''),
+        Channel.unseen([...shown], [...history]).join(''),
       [shown, history])
       assert.equal(got, want)
     })
@@ -325,7 +109,7 @@ async function overlap(a) {
     const [left, ms] = await page.evaluate(() => {
       const text = (_, i) => 'message ' + i, before = performance.now()
       const all = Array.from({ length: 1600 }, text)
-      const left = unseen(all.slice(0, 1000), all.slice(600))
+      const left = Channel.unseen(all.slice(0, 1000), all.slice(600))
       return [left.length, performance.now() - before]
     })
     assert.equal(left, 600)
@@ -399,6 +183,7 @@ async function network(b) {
   }
   const find = async () => {
     proxy.down = proxy.deaf = proxy.mute = false
+    await page.evaluate(() => dispatchEvent(new Event('online')))
     await connected(page)
   }
   let all = ['one', 'two', 'hi', 'hi']
@@ -481,8 +266,7 @@ async function network(b) {
   await test('no echo: the connection is given up, the message kept', async () => {
     await page.evaluate(() => {      // the patience, but shorter
       const real = window.setTimeout
-      window.setTimeout = (run, ms, ...rest) =>
-        real(run, run === lost ? ms / 50 : ms, ...rest)
+      window.setTimeout = (run, ms) => real(run, ms < 15000 ? ms : ms / 50)
     })
     proxy.deaf = true
     await type(page, 'into a hole')
@@ -499,39 +283,34 @@ async function network(b) {
     await find()
   })
   await test('back online: connects at once', async () => {
-    await lose()
     await page.evaluate(() => {      // as after many failures
-      clearTimeout(retry)
-      retry = setTimeout(connect, 1e9)
+      window.real = window.setTimeout
+      window.setTimeout = (run, ms) => ms < 1e4 ? 0 : real(run, ms)
     })
+    await lose()
     proxy.down = false
-    await page.evaluate(() => dispatchEvent(new Event('online')))
+    await page.evaluate(() => {
+      window.setTimeout = real
+      dispatchEvent(new Event('online'))
+    })
     await connected(page)
   })
   await test('the pause between attempts grows, with jitter', async () => {
-    await lose()
-    const pauses = await page.evaluate(async () => {
-      const real = window.setTimeout, seen = []
-      window.setTimeout = (run, ms, ...rest) => {
-        if (run === connect) seen.push(ms)
-        return real(run, run === connect ? 0 : ms, ...rest)
+    await page.evaluate(() => {
+      window.seen = []
+      window.setTimeout = (run, ms) => {
+        if (ms === 20000) return real(run, ms)      // the patience
+        return real(run, seen.push(ms) < 9 ? 0 : ms)
       }
-      clearTimeout(retry)
-      connect()
-      await new Promise(done => {
-        const timer = setInterval(() => seen.length >= 9 &&
-          done(clearInterval(timer)), 5)
-      })
-      window.setTimeout = real
-      return seen
     })
-    assert.ok(pauses[0] < 4000 && Math.max(...pauses) > 10000, pauses)
-    assert.ok(Math.max(...pauses) <= 30000, pauses)
-    assert.equal(new Set(pauses).size, pauses.length, 'no jitter')
-    proxy.down = false
-    await page.evaluate(() => dispatchEvent(new Event('online')))
-    await connected(page)
-    assert.equal(await page.evaluate(() => tries), 0)
+    await lose()
+    await page.waitForFunction(() => seen.length >= 9)
+    const seen = await page.evaluate(() => window.seen)
+    assert.ok(seen[0] < 500 && Math.max(...seen) > 10000, seen)
+    assert.ok(Math.max(...seen) <= 30000, seen)
+    assert.equal(new Set(seen).size, seen.length, 'no jitter')
+    await page.evaluate(() => { window.setTimeout = real })
+    await find()
   })
   await test('too long for the server: back in the box', async () => {
     const long = 'x'.repeat(70000)
@@ -620,7 +399,7 @@ async function many(a) {
 }
 
 async function keyboard(a) {
-  const page = await open(a.url)
+  const page = await open(`${a.url}?channel=keys`)
   const focus = () => page.evaluate(() => document.activeElement.id ||
     document.activeElement.textContent)
   const ready_to_type = () =>
@@ -758,7 +537,7 @@ async function looks(a, scheme, width) {
     assert.deepEqual(wide, [], 'must not scroll sideways')
     assert.equal(await page.evaluate(() =>
       document.documentElement.scrollHeight > innerHeight), false)
-    for (const box of await page.$$('input, button')) {
+    for (const box of await page.$$('input, button:not([hidden])')) {
       const { x, y, width: w, height: h } = await box.boundingBox()
       assert.ok(x >= 0 && x + w <= width && y >= 0 && y + h <= 600 &&
         w >= 40 && h >= 24, `a control at ${[x, y, w, h].map(Math.round)}`)
@@ -768,9 +547,8 @@ async function looks(a, scheme, width) {
   proxy.close()
 }
 
-async function main() {
+run(async () => {
   const bus = `239.255.80.80:${await free_udp_port()}`
-  browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS })
   const servers = { a: await start(bus), b: await start(bus) }
   let { a, b } = servers
   await two_instances(a, b)
@@ -785,25 +563,4 @@ async function main() {
   await keyboard(a)
   await looks(a, 'light', 360)
   await looks(a, 'dark', 320)
-  await test('no page complained or asked for anything else', async () => {
-    assert.deepEqual(complaints, [])
-  })
-  await test('the servers end well and say nothing unexpected', async () => {
-    for (const server of [a, b])
-      assert.equal(await stop(server, 'SIGTERM'), 0)
-    const odd = started.flatMap(server => server.errors.split('\n'))
-      .filter(line => line && !EXPECTED.test(line))
-    assert.deepEqual(odd, [])
-  })
-}
-
-main().catch(error => {
-  failed++
-  console.log(`FAILED - page: ${String(error.stack).split('\n').join(' | ')}`)
-}).finally(async () => {
-  for (const { child } of started)
-    if (child.exitCode === null && child.signalCode === null)
-      child.kill('SIGKILL')
-  await browser?.close()
-  process.exit(failed ? 1 : 0)
 })
