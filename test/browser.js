@@ -31,10 +31,11 @@ if (!fs.existsSync(CHROMIUM)) skip(`${CHROMIUM} is not there`)
 
 let failed = 0
 
+// One case. What it returns is a measurement, and is printed.
 async function test(name, run) {
   try {
-    await run()
-    console.log(`ok - ${part}: ${name}`)
+    const figures = await run()
+    console.log(`ok - ${part}: ${name}${figures ? `: ${figures}` : ''}`)
   } catch (error) {
     failed++
     const detail = String(error.message).replace(/\u001b\[\d+m/g, '')

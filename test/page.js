@@ -3,7 +3,7 @@
 // $CHAT on a bus of their own. Prints a line for each case.
 'use strict'
 const { assert, test, within, free_udp_port, start, stop, post, ws_open,
-  start_proxy, open, close, connected, disconnected, messages, notes, waiting,
+  start_proxy, open, visit, close, connected, disconnected, messages, notes, waiting,
   shows, type, run } = require('./browser.js')
 
 async function two_instances(a, b) {
@@ -362,14 +362,50 @@ async function many(a) {
   const page = await open(`${a.url}?channel=many`)
   const at_end = () => atEnd &&
     view.scrollHeight - view.scrollTop - view.clientHeight < 2
-  await test('a flood: the last 1000 stay, the view at the end', async () => {
-    const ws = await ws_open(a, 'many')
-    for (let i = 1; i <= 1500; i++) ws.send(`eve: message ${i} `.repeat(i % 5 + 1))
-    ws.send('last of many')
-    await shows(page, 'last of many')
-    await page.waitForFunction(at_end)
-    assert.equal((await messages(page)).length, 1000)
-    ws.terminate()
+  const ws = await ws_open(a, 'many')
+  const flood = async (n, last) => {
+    for (let i = 1; i < n; i++)
+      ws.send(`eve: message ${i} `.repeat(i % 5 + 1))
+    ws.send(last)
+    await shows(page, last)
+  }
+  await test('5000 messages: the last 1000 stay, the view at the end',
+    async () => {
+      await page.evaluate(() => {
+        window.slowest = 0
+        let before = performance.now()
+        requestAnimationFrame(function frame(now) {
+          slowest = Math.max(slowest, now - before)
+          before = now
+          requestAnimationFrame(frame)
+        })
+      })
+      const begun = Date.now()
+      await flood(5000, 'last of many')
+      await page.waitForFunction(at_end)
+      const ms = Date.now() - begun
+      assert.equal((await messages(page)).length, 1000)
+      assert.equal(await page.title(), 'many')
+      const slowest = Math.round(await page.evaluate(() => slowest))
+      assert.ok(slowest < 5000, `stood still for ${slowest} ms`)
+      return `${ms} ms, the slowest frame ${slowest} ms`
+    })
+  await test('scrolling through 1000 messages', async () => {
+    const [frames, slowest] = await page.evaluate(() => new Promise(done => {
+      const times = []
+      view.scrollTop = 0
+      requestAnimationFrame(function step(now) {
+        const before = view.scrollTop
+        times.push(now)
+        view.scrollTop += 300
+        if (view.scrollTop > before) return requestAnimationFrame(step)
+        const gaps = times.slice(1).map((time, i) => time - times[i])
+        done([gaps.length, Math.max(...gaps)])
+      })
+    }))
+    assert.ok(frames > 50, 'nothing to scroll')
+    assert.ok(slowest < 5000, `stood still for ${slowest} ms`)
+    return `${frames} frames, the slowest ${Math.round(slowest)} ms`
   })
   await test('scrolled up, the view stays where it is', async () => {
     await page.focus('#view')
@@ -385,8 +421,14 @@ async function many(a) {
     await shows(page, 'more 4')
     await page.evaluate(() => new Promise(requestAnimationFrame))
     assert.equal(await first(), before)
+    await flood(3000, 'many more')
+    assert.equal(await first(), before)
     await page.keyboard.press('End')
     await page.waitForFunction(at_end)
+    await post(a, 'many', 'the old ones make room')
+    await page.waitForFunction(() => log.childElementCount === 1000)
+    await page.waitForFunction(at_end)
+    ws.terminate()
   })
   await test('a window made smaller keeps the end in view', async () => {
     await page.setViewportSize({ width: 500, height: 300 })
@@ -394,6 +436,143 @@ async function many(a) {
     await type(page, 'seen?')
     await shows(page, 'seen?')
     await page.waitForFunction(at_end)
+  })
+  await close(page)
+}
+
+// What is new is counted until it was seen.
+async function reading(a) {
+  const page = await open(`${a.url}?channel=reading`)
+  const at_end = () => page.waitForFunction(() => atEnd && jump.hidden &&
+    view.scrollHeight - view.scrollTop - view.clientHeight < 2)
+  const titled = title => page.waitForFunction(title =>
+    document.title === title, title)
+  const go = away => page.evaluate(away => {
+    Object.defineProperty(document, 'hidden',
+      { get: () => away, configurable: true })
+    document.dispatchEvent(new Event('visibilitychange'))
+  }, away)
+  const marked = () => page.$$eval('.new', list =>
+    list.map(p => p.textContent))
+  await test('what comes while all is seen is not new', async () => {
+    for (let i = 0; i < 40; i++) await post(a, 'reading', `old ${i}`)
+    await shows(page, 'old 39')
+    await at_end()
+    assert.equal(await page.title(), 'reading')
+    assert.deepEqual(await marked(), [])
+  })
+  await test('scrolled up: a button counts and leads to them', async () => {
+    await page.evaluate(() => { view.scrollTop = 0 })
+    await page.waitForFunction(() => !atEnd)
+    assert.ok(await page.isHidden('#jump'))
+    for (const text of ['new 1', 'new 2']) await post(a, 'reading', text)
+    await titled('(2) reading')
+    assert.equal(await page.textContent('#jump'), '↓ 2 new')
+    assert.equal(await page.evaluate(() => view.scrollTop), 0)
+    await page.click('#jump')
+    await at_end()
+    await titled('reading')
+    assert.deepEqual(await marked(), ['new 1'])
+  })
+  await test('and so by keyboard', async () => {
+    await page.evaluate(() => { view.scrollTop = 0 })
+    await page.waitForFunction(() => !atEnd)
+    await post(a, 'reading', 'new 3')
+    await titled('(1) reading')
+    await page.focus('#text')
+    await page.keyboard.press('Shift+Tab')
+    await page.keyboard.press('Enter')
+    await at_end()
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'view')
+    assert.deepEqual(await marked(), ['new 3'])
+  })
+  await test('in another tab: counted in the title, marked', async () => {
+    await go(true)
+    for (let i = 1; i <= 3; i++) await post(a, 'reading', `away ${i}`)
+    await titled('(3) reading')
+    await go(false)
+    await titled('reading')
+    assert.deepEqual(await marked(), ['away 1'])
+    await at_end()
+  })
+  await test('one\'s own message leads to the end', async () => {
+    await page.evaluate(() => { view.scrollTop = 0 })
+    await page.waitForFunction(() => !atEnd)
+    await type(page, 'mine')
+    await shows(page, 'mine')
+    await at_end()
+    await titled('reading')
+  })
+  await test('loaded in the background, the old ones are not new', async () => {
+    const late = await page.context().newPage()
+    await late.addInitScript(() => Object.defineProperty(document, 'hidden',
+      { get: () => true }))
+    await visit(late, `${a.url}?channel=reading`)
+    await shows(late, 'mine')
+    assert.equal(await late.title(), 'reading')
+    await post(a, 'reading', 'this one is')
+    await late.waitForFunction(() => document.title === '(1) reading')
+  })
+  await close(page)
+}
+
+async function words(a) {
+  const page = await open(`${a.url}?channel=words`)
+  const table = [
+    ['https://example.org', ['https://example.org']],
+    ['see http://a.b/c?d=e&f#g, and HTTPS://X.Y!',
+      ['http://a.b/c?d=e&f#g', 'HTTPS://X.Y']],
+    ['(https://a.b/c)', ['https://a.b/c']],
+    ['https://a.b/C_(language).', ['https://a.b/C_(language)']],
+    ['<https://a.b/>"https://c.d"', ['https://a.b/', 'https://c.d']],
+    ['Ann: https://a.b:80/x: y', ['https://a.b:80/x']],
+    ['https://ü.example/é', ['https://ü.example/é']],
+    ['javascript:alert(1) data:text/html,x ftp://a.b mailto:a@b', []],
+    ['http:// https://. http:/a', []]]
+  for (const [text, want] of table)
+    await test(`links in ${text}`, async () => {
+      const got = await page.evaluate(text => {
+        const p = paragraph(text)
+        return [p.textContent, [...p.querySelectorAll('a')].map(a =>
+          [a.getAttribute('href'), a.target, a.rel])]
+      }, text)
+      assert.deepEqual(got, [text,
+        want.map(href => [href, '_blank', 'noopener noreferrer'])])
+    })
+  await test('a link opens a tab that knows nothing of this one', async () => {
+    await post(a, 'words', `Bob: ${a.url}messages`)
+    const opened = within(page.context().waitForEvent('page'), 'a new tab')
+    await page.click('#log a')
+    const other = await opened
+    await other.waitForURL(`${a.url}messages`)
+    assert.deepEqual(await other.evaluate(() => [opener, document.referrer]),
+      [null, ''])
+    await other.close()
+  })
+  await test('each message has the direction of its words', async () => {
+    const got = await page.evaluate(list => list.map(text => {
+      const p = paragraph(text)
+      append(log, p)
+      return getComputedStyle(p).direction
+    }), ['שלום', 'Ann: שלום', 'דנה: hello', 'דנה: שלום',
+      'https://a.b שלום', 'https://a.b', 'سلام'])
+    assert.deepEqual(got, ['rtl', 'rtl', 'ltr', 'rtl', 'rtl', 'ltr', 'rtl'])
+  })
+  await test('a message of 60 KB is folded, and opens', async () => {
+    const long = 'Ann: ' + 'long words https://a.b/c '.repeat(2400)
+    await post(a, 'words', long)
+    await shows(page, long)
+    const height = () => page.evaluate(() => log.lastElementChild.offsetHeight)
+    assert.ok(await height() < 600, `${await height()} px`)
+    await page.focus('summary')
+    await page.keyboard.press('Enter')
+    await page.waitForFunction(() => log.lastElementChild.offsetHeight > 10000)
+    assert.equal(await page.$$eval('#log p:last-child a', list => list.length),
+      2400)
+  })
+  await test('an object, as another page may post it', async () => {
+    await page.evaluate(() => new Channel('words').postMessage({ a: [1, '<b>'] }))
+    await shows(page, '{"a":[1,"<b>"]}')
   })
   await close(page)
 }
@@ -498,6 +677,16 @@ function contrasts() {
     found.push([`border of ${e.id}`, 3,
       ratio(getComputedStyle(e).borderTopColor, behind(e.parentElement))])
   }
+  for (const p of document.querySelectorAll('p')) {
+    for (const pseudo of ['::before', '::after'])
+      found.push([`${pseudo} of ${p.id || 'p'}`, 4.5,
+        ratio(getComputedStyle(p, pseudo).color, behind(p))])
+  }
+  const b = document.querySelector('#log b')
+  for (let hue = 0; hue < 360; hue++) {
+    b.style.setProperty('--hue', hue)
+    found.push([`hue ${hue}`, 4.5, ratio(getComputedStyle(b).color, behind(b))])
+  }
   return found
 }
 
@@ -511,11 +700,16 @@ async function looks(a, scheme, width) {
   for (let i = 0; i < 24; i++) await post(a, channel, `name ${i}: hello`)
   await post(a, channel, `${'W'.repeat(40)}: ${'long'.repeat(200)}`)
   await post(a, channel, 'https://example.org/' + 'x'.repeat(300))
+  await post(a, channel, `folded: ${'words '.repeat(300)}`)
   await post(a, channel, 'the end')
   await shows(page, 'the end')
   const check = async () => {
-    for (const [what, least, ratio] of await page.evaluate(contrasts))
+    const found = await page.evaluate(contrasts)
+    for (const [what, least, ratio] of found)
       assert.ok(ratio >= least, `${what}: ${ratio.toFixed(2)} < ${least}`)
+    const [what, , ratio] = found.reduce((a, b) =>
+      a[2] / a[1] < b[2] / b[1] ? a : b)
+    return `least of ${found.length}: ${what}, ${ratio.toFixed(2)}`
   }
   await test(`${scheme}: contrast`, check)
   await test(`${scheme}: contrast without a connection`, async () => {
@@ -524,7 +718,9 @@ async function looks(a, scheme, width) {
     await disconnected(page)
     await type(page, 'me: waiting')
     await page.evaluate(() => note('a note'))
-    await check()
+    await page.waitForFunction(() => getComputedStyle(outbox.lastElementChild,
+      '::after').fontSize === '16px', null, 'says "not sent yet"')
+    return check()
   })
   await test(`${scheme}: the colours asked for`, async () => {
     const [r] = (await page.evaluate(() =>
@@ -542,6 +738,18 @@ async function looks(a, scheme, width) {
       assert.ok(x >= 0 && x + w <= width && y >= 0 && y + h <= 600 &&
         w >= 40 && h >= 24, `a control at ${[x, y, w, h].map(Math.round)}`)
     }
+    proxy.down = false
+    await page.evaluate(() => dispatchEvent(new Event('online')))
+    await connected(page)
+    await page.evaluate(() => { view.scrollTop = 0 })
+    await page.waitForFunction(() => !atEnd)
+    await post(a, channel, 'below')
+    await page.waitForSelector('#jump:not([hidden])')
+    const { x, y, width: w, height: h } =
+      await (await page.$('#jump')).boundingBox()
+    const { y: end } = await (await page.$('#say')).boundingBox()
+    assert.ok(x >= 0 && x + w <= width && h >= 24 && y + h <= end,
+      `the button at ${[x, y, w, h].map(Math.round)}`)
   })
   await close(page)
   proxy.close()
@@ -560,6 +768,8 @@ run(async () => {
   await network(b)
   await lone_restart()
   await many(a)
+  await reading(a)
+  await words(a)
   await keyboard(a)
   await looks(a, 'light', 360)
   await looks(a, 'dark', 320)
