@@ -495,6 +495,19 @@ async function losses(a, b) {
     ws.terminate()
     await shut(c)
   })
+  await test('another says what was sent here, but later', async () => {
+    const c = await make(page, 'Channel', 'turns')
+    proxy.deaf = true
+    await say(c, 'x', 'y')
+    for (const text of ['y', 'z']) await post(b, 'turns', text)
+    assert.deepEqual(await got(c, 2), ['y', 'z'])
+    await lose(c)
+    await find(c)
+    await within(c.evaluate(c => c.until('told', 4)), 'the echoes')
+    assert.deepEqual(await events(c), [['sent', 'x'], ['sent', 'y']])
+    assert.deepEqual(await got(c, 2), ['y', 'z'])
+    await shut(c)
+  })
   await test('another says what waits here to be sent: both count', async () => {
     const c = await make(page, 'Channel', 'twice')
     await lose(c)
@@ -569,7 +582,8 @@ async function copied(bus) {
     const page = await open(server.url, {}, page => page.waitForFunction(
       () => earth.connected))
     await test('the script alone, copied into another page', async () => {
-      await other.evaluate(() => chat.postMessage({ hello: 'it works' }))
+      await other.evaluate(() =>
+        new Channel('earth').postMessage({ hello: 'it works' }))
       await page.waitForFunction(() => document.title === 'it works')
       await other.waitForFunction(() => /I am here/.test(log.textContent))
     })
