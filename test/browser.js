@@ -187,7 +187,8 @@ async function visit(page, url, ready = connected) {
       complain(`requested ${request.url()}`)
   })
   page.on('websocket', ws => {
-    if (new URL(ws.url()).host !== new URL(url).host)
+    const { host } = new URL(ws.url())
+    if (host !== new URL(url).host && host !== page.elsewhere)
       complain(`connected to ${ws.url()}`)
   })
   await page.addInitScript(() => document.addEventListener(
@@ -255,6 +256,6 @@ async function run(cases) {
   process.exit(failed ? 1 : 0)
 }
 
-module.exports = { assert, test, within, free_udp_port, start, stop, post,
-  ws_open, start_proxy, open, visit, close, connected, disconnected, messages,
-  notes, waiting, shows, type, run }
+module.exports = { WebSocketServer: WebSocket.Server, assert, test, within,
+  free_udp_port, start, stop, post, ws_open, start_proxy, open, visit, close,
+  connected, disconnected, messages, notes, waiting, shows, type, run }

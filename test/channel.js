@@ -5,8 +5,8 @@
 // What only Channel has is tested after that.
 'use strict'
 const fs = require('fs'), os = require('os'), path = require('path')
-const { assert, test, within, free_udp_port, start, post, ws_open, start_proxy,
-  open, visit, close, run } = require('./browser.js')
+const { WebSocketServer, assert, test, within, free_udp_port, start, post,
+  ws_open, start_proxy, open, visit, close, run } = require('./browser.js')
 
 // Both kinds may be made in a page. `got` are the data of all events so far.
 function prepare() {
@@ -15,7 +15,8 @@ function prepare() {
       : new BroadcastChannel(name)
     Object.assign(channel, { got: [], told: [] })
     channel.addEventListener('message', event => channel.got.push(event.data))
-    for (const type of ['open', 'lost', 'sent', 'gap', 'refused', 'messageerror'])
+    for (const type of
+      ['open', 'lost', 'sent', 'gap', 'refused', 'messageerror'])
       channel.addEventListener(type, event => channel.told.push(
         event.data === null || event.data === '' ? type : [type, event.data]))
     channel.until = (list, n) => new Promise(done => {
@@ -29,7 +30,7 @@ function prepare() {
 }
 
 const make = (page, kind, name, options) => page.evaluateHandle(
-  ([kind, name, options]) => channel_made(kind, name, options), [kind, name, options])
+  list => channel_made(...list), [kind, name, options])
 const say = (channel, ...list) => channel.evaluate(
   (channel, list) => list.forEach(data => channel.postMessage(data)), list)
 const shut = (...list) => Promise.all(
@@ -231,7 +232,8 @@ async function standard(kind, left, right) {
       c.onmessage = on
       c.same = c.onmessage === on
       c.addEventListener('message', () => c.calls.push('once'), { once: true })
-      c.addEventListener('message', { handleEvent: () => c.calls.push('object') })
+      c.addEventListener('message',
+        { handleEvent: () => c.calls.push('object') })
       const removed = () => c.calls.push('removed')
       c.addEventListener('message', removed)
       c.removeEventListener('message', removed)
@@ -278,7 +280,8 @@ async function standard(kind, left, right) {
     await shut(l, r)
   })
   await check('nothing is delivered before postMessage returns', async () => {
-    const l = await make(left, kind, 'later'), m = await make(left, kind, 'later')
+    const l = await make(left, kind, 'later')
+    const m = await make(left, kind, 'later')
     assert.equal(await m.evaluate((m, l) => {
       l.postMessage(1)
       return m.got.length
@@ -449,8 +452,8 @@ async function losses(a, b) {
     await shut(c)
   })
   await test('what is posted without a connection is sent later', async () => {
-    const c = await make(page, 'Channel', 'later'), ws = await ws_open(a, 'later')
-    const seen = []
+    const c = await make(page, 'Channel', 'later'), seen = []
+    const ws = await ws_open(a, 'later')
     ws.on('message', data => seen.push(String(data)))
     await lose(c)
     await say(c, 'one', { two: 2 }, 'one')
@@ -508,7 +511,7 @@ async function losses(a, b) {
     assert.deepEqual(await got(c, 2), ['y', 'z'])
     await shut(c)
   })
-  await test('another says what waits here to be sent: both count', async () => {
+  await test('another says what waits here: both count', async () => {
     const c = await make(page, 'Channel', 'twice')
     await lose(c)
     await say(c, 'hello')
@@ -586,6 +589,46 @@ async function copied(bus) {
         new Channel('earth').postMessage({ hello: 'it works' }))
       await page.waitForFunction(() => document.title === 'it works')
       await other.waitForFunction(() => /I am here/.test(log.textContent))
+    })
+    await test('a server elsewhere, that allows the page', async () => {
+      const { origin } = new URL(server.url)
+      const far = await start('none', 0, '-o', origin)
+      page.elsewhere = new URL(far.url).host
+      const told = page.evaluate(server => new Promise(done => {
+        const channel = new Channel('far', { server })
+        channel.onmessage = event => done([event.data, event.origin])
+      }), far.url)
+      const ws = await ws_open(far, 'far')
+      const timer = setInterval(() => ws.send('from afar'), 100)
+      assert.deepEqual(await within(told, 'a message'),
+        ['from afar', new URL(far.url).origin])
+      clearInterval(timer)
+      ws.terminate()
+    })
+    await test('refused is what is longest, whatever came back', async () => {
+      let connections = 0
+      const fake = new WebSocketServer({ port: 0 })
+      fake.on('connection', ws => {
+        const first = connections++ === 0, list = []
+        ws.send('{"history":0}')
+        ws.on('message', (data, binary) => {
+          if (!first) ws.send(data, { binary })
+          else if (list.push(data) === 4) ws.close(1009)
+        })
+      })
+      page.elsewhere = `localhost:${fake.address().port}`
+      const got = page.evaluate(server => new Promise(done => {
+        const channel = new Channel('', { server }), got = []
+        for (const type of ['refused', 'sent'])
+          channel.addEventListener(type, ({ data }) =>
+            got.push(type + data.length) === 4 && done(got))
+        for (const data of ['a', 'x'.repeat(50000), 'é'.repeat(40000), 'bc'])
+          channel.postMessage(data)
+      }), `http://${page.elsewhere}/`)
+      assert.deepEqual(await within(got, 'four events'),
+        ['refused40000', 'sent1', 'sent50000', 'sent2'])
+      fake.clients.forEach(ws => ws.terminate())
+      fake.close()
     })
     await Promise.all([close(page), close(other)])
   } finally {

@@ -3,8 +3,8 @@
 // $CHAT on a bus of their own. Prints a line for each case.
 'use strict'
 const { assert, test, within, free_udp_port, start, stop, post, ws_open,
-  start_proxy, open, visit, close, connected, disconnected, messages, notes, waiting,
-  shows, type, run } = require('./browser.js')
+  start_proxy, open, visit, close, connected, disconnected, messages, notes,
+  waiting, shows, type, run } = require('./browser.js')
 
 async function two_instances(a, b) {
   const left = await open(a.url), right = await open(b.url)
@@ -571,7 +571,8 @@ async function words(a) {
       2400)
   })
   await test('an object, as another page may post it', async () => {
-    await page.evaluate(() => new Channel('words').postMessage({ a: [1, '<b>'] }))
+    await page.evaluate(() =>
+      new Channel('words').postMessage({ a: [1, '<b>'] }))
     await shows(page, '{"a":[1,"<b>"]}')
   })
   await close(page)
