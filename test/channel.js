@@ -555,8 +555,10 @@ async function losses(a, b) {
       await lose(c)
       await say(c, 'last words')
       await shut(c)
+      await post(b, 'last words', 'missed')
       await find(r)
-      assert.deepEqual(await got(r, 1), ['last words'])
+      assert.deepEqual(await got(r, 2), ['missed', 'last words'])
+      assert.deepEqual(await c.evaluate(c => [c.got, c.told]), [[], ['lost']])
       const opened = proxy.opened
       await page.evaluate(() => dispatchEvent(new Event('online')))
       await say(r, 'fence')
