@@ -465,7 +465,7 @@ static void user_post(struct user *u, struct program *p) {
 
 /* A message of another instance, as it stands in its peer's window after the
  * datagrams came: delivered at the end of the round, it waits for nobody. */
-static void bus_message(struct server *s, struct program *p) {
+static void record_message(struct server *s, struct program *p) {
     static uint8_t bytes[sizeof(struct record) + KIB];
     struct peer *peer = s->bus.peers;
     struct record r = {0, 1, (uint32_t)(take_two(p) % KIB), TEXT, 0};
@@ -510,13 +510,13 @@ static void talk_step(struct server *s, struct user *u, struct program *p) {
     case 6: user_connect(s, u), user_handshake(u, take(p)); break;
     case 7: user_connect(s, u), user_post(u, p); break;
     case 8: user_read(u, take_two(p)); break;
-    case 9: bus_message(s, p); break;
+    case 9: record_message(s, p); break;
     case 10: user_close(u); break;
     case 11: if (u->fd >= 0) shutdown(u->fd, SHUT_WR); break;
     case 12: s->now += take(p) * 8; break;
     case 13: s->now += take(p) * SECOND; break;
     case 14: if (take(p) == 1) server_stop(s); break;
-    default: bus_message(s, p); return; /* more in the same round */
+    default: record_message(s, p); return; /* more in the same round */
     }
     server_round(s);
 }
