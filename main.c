@@ -68,9 +68,9 @@
  * here (those of the bus stand with it). Test builds shrink some with -D, so
  * that the paths for split and growing input run all the time.
  */
-#define KIB 1024
-#define MIB (1024 * 1024)
-#define SECOND 1000 /* all times are milliseconds since the start */
+#define KIB 1024L
+#define MIB (1024 * KIB)
+#define SECOND 1000L /* all times are milliseconds since the start */
 
 #ifndef READ_SIZE
 #define READ_SIZE (64 * KIB) /* bytes taken from a client at once */
@@ -366,8 +366,9 @@ static void sha1_block(struct sha1 *s, const uint8_t *block) {
     static const uint32_t k[] = {0x5A827999, 0x6ED9EBA1, 0x8F1BBCDC,
                                  0xCA62C1D6};
     uint32_t w[80], *h = s->h, a = h[0], b = h[1], c = h[2], d = h[3], e = h[4];
-    for (int i = 0; i < 16; i++) w[i] = (uint32_t)get_number(block + 4 * i, 4);
-    for (int i = 16; i < 80; i++)
+    for (size_t i = 0; i < 16; i++)
+        w[i] = (uint32_t)get_number(block + 4 * i, 4);
+    for (size_t i = 16; i < 80; i++)
         w[i] = rotate_left(w[i - 3] ^ w[i - 8] ^ w[i - 14] ^ w[i - 16], 1);
     for (int i = 0; i < 80; i++) {
         uint32_t f = i < 20             ? (b & c) | (~b & d)
@@ -391,7 +392,7 @@ static void sha1_end(struct sha1 s, const void *bytes, size_t size,
     size_t padded = size < 56 ? 64 : 128;
     put_number(last + padded - 8, (s.size + size) * 8, 8);
     for (size_t i = 0; i < padded; i += 64) sha1_block(&s, last + i);
-    for (int i = 0; i < 5; i++) put_number(digest + 4 * i, s.h[i], 4);
+    for (size_t i = 0; i < 5; i++) put_number(digest + 4 * i, s.h[i], 4);
 }
 
 /* HMAC's two hashes, each with its padded key already taken in. */
