@@ -2217,10 +2217,10 @@ static bool server_post(struct server *s, struct channel *ch, int opcode,
  * The page, /send, /messages, /metrics, and with -d the files beneath DIR.
  */
 __asm__(".section .rodata\n"
-        "page_start: .incbin \"index.html\"\n"
-        "page_end: .byte 0\n"
+        "index_html: .incbin \"index.html\"\n"
+        ".byte 0\n"
         ".previous\n");
-extern const char page_start[], page_end[];
+extern const char index_html[]; /* a string */
 
 #define PAGE_POLICY                                                     \
     "Content-Security-Policy: default-src 'none'; connect-src 'self'; " \
@@ -2743,7 +2743,7 @@ static void client_answer(struct server *s, struct request *r) {
         answer_file(s, r);
     else if (!strcmp(r->path, "/"))
         respond(s, r, (struct response){"200 OK", HTML, PAGE_POLICY,
-            {page_start, (size_t)(page_end - page_start)}});
+            text_of(index_html)});
     else
         respond_text(s, r, "404 Not Found", "not found");
 }
