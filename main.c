@@ -3263,6 +3263,10 @@ static void server_close(struct server *s) {
     while (s->channels) channel_free(s, &s->channels);
     free(s->clients);
     free(s->input);
+    close(s->epoll);
+    close(s->signals);
+    if (s->dir >= 0) close(s->dir);
+    close(s->home);
 }
 
 /* The numbers of linux/audit.h, linux/filter.h and linux/seccomp.h, which not
