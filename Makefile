@@ -46,7 +46,7 @@ run: $(CHAT)
 	$(CHAT) $(ARGS)
 
 test: $(CHAT) $(TESTS)
-	@CHAT=$(CHAT) BUILD=$(BUILD) test/run
+	@CHAT=$(CHAT) BUILD=$(BUILD) test/run $(PARTS)
 
 sanitize:
 	@$(MAKE) --no-print-directory test CHAT=build/sanitize/chat \
@@ -62,6 +62,15 @@ analyze:
 	clang-tidy --quiet main.c -- $(STD) $(TLS:%=-DTLS)
 	cppcheck --quiet --enable=warning,style,performance,portability \
 	    --suppress=unusedStructMember --std=c11 --error-exitcode=1 main.c
+
+# The lines of main.c that no test of these parts runs, and the share of
+# the others.
+coverage:
+	@rm -rf build/coverage
+	@$(MAKE) --no-print-directory test PARTS="unit server faults" HARDEN= \
+	    CHAT=build/coverage/chat BUILD=build/coverage \
+	    CFLAGS="-O0 --coverage -DNO_SANDBOX"
+	@gcov -t build/coverage/*.gcda 2>/dev/null | test/coverage.awk
 
 # Deliveries a second beside the least that any server has to do, then
 # datagrams a message and latency on the bus beside the simulated ones.
@@ -93,4 +102,5 @@ clean:
 	rm -rf chat build
 
 .PRECIOUS: build/fuzz-%
-.PHONY: all run test sanitize analyze bench fuzz static install clean
+.PHONY: all run test sanitize analyze coverage bench fuzz static \
+        install clean
