@@ -63,6 +63,12 @@ analyze:
 	cppcheck --quiet --enable=warning,style,performance,portability \
 	    --suppress=unusedStructMember --std=c11 --error-exitcode=1 main.c
 
+valgrind:
+	@$(MAKE) --no-print-directory build/valgrind/chat build/valgrind/unit \
+	    build/valgrind/server CHAT=build/valgrind/chat BUILD=build/valgrind \
+	    CFLAGS="-O1 -g -DNO_SANDBOX -include test/openat2.h" HARDEN=
+	@test/valgrind.sh
+
 # The lines of main.c that no test of these parts runs, and the share of
 # the others.
 coverage:
@@ -102,5 +108,5 @@ clean:
 	rm -rf chat build
 
 .PRECIOUS: build/fuzz-%
-.PHONY: all run test sanitize analyze coverage bench fuzz static \
+.PHONY: all run test sanitize analyze valgrind coverage bench fuzz static \
         install clean
