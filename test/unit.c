@@ -898,7 +898,7 @@ static void test_keys(void) {
 /* ---- The log and its channels ------------------------------------------- */
 
 static void test_log(void) {
-    struct log l;
+    struct log l = {0};
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     begin("log: its size is whole pages, its memory there twice");
     expect(log_open(&l, page + 1) && l.size == 2 * page, "size %zu", l.size);
