@@ -3543,12 +3543,12 @@ static bool names(const char *text, const char *alternatives) {
  * wrong; one that starts to serve is ended. */
 static void expect_refused(const char *const *args, int status, int or_status,
                            const char *naming) {
-    const char *all[12] = { "-p", "0" };
+    const char *all[24] = { "-p", "0" };
     struct server s = { 0 };
     int n = 2, got;
     char *out;
 
-    while (*args && n < 11) all[n++] = *args++;
+    while (*args && n < 23) all[n++] = *args++;
     server_spawn(&s, all);
     if (server_says(&s, 0, "\n") && strstr(s.said, "listening on"))
         kill(s.pid, SIGTERM);
@@ -4273,6 +4273,112 @@ static void bus_test(void) {
     no_bus_test();
 }
 
+/* ---- Limits ------------------------------------------------------------ */
+
+/* More origins or peers than there is room for. */
+static void too_many_test(void) {
+    const char *origins[24] = { "-b", "none" };
+    char peers[65 * 16] = "", *end = peers;
+
+    begin("refused: seventeen origins");
+    for (int i = 0; i < 17; i++) origins[2 + i] = "-ohttp://one";
+    expect_refused(origins, 2, 0, "origin");
+    finish();
+    begin("refused: sixty-five peers");
+    for (int i = 1; i <= 65; i++)
+        end += sprintf(end, "%s127.0.0.1:%d", i > 1 ? "," : "", i);
+    expect_refused((const char *[]){ "-b", peers, NULL }, 2, 0, "bus");
+    finish();
+}
+
+/* A directory that may be read but not entered has no listing. */
+static void sealed_test(void) {
+    struct server s = { .without_rights = true };
+    struct response r;
+
+    make_dir("sealed");
+    make_dir("sealed/dir");
+    make_file("sealed/dir/file", BYTES("x"));
+    chmod(in_folder("sealed/dir"), 0444);
+    if (!START(&s, "-b", "none", "-d", in_folder("sealed"))) return;
+    begin("a directory that may not be entered: 404");
+    peer_close(http_get(s.port, "/dir/", &r));
+    expect(r.status == 404, "status %d", r.status);
+    finish();
+    server_stop(&s, "sealed");
+    chmod(in_folder("sealed/dir"), 0700);
+}
+
+/* Each of the 1,024 channels that there can be has a client. */
+static void channels_test(void) {
+    struct server s = { 0 };
+    struct response r;
+    struct peer *peers[1024] = { NULL }, *p;
+    char target[40];
+
+    if (!START(&s, "-b", "none", "-m", "1K", "-H", "4K")) return;
+    begin("1,024 channels with clients: 503 for another, the others go on");
+    for (int i = 0; i < 1024; i++) {
+        snprintf(target, sizeof target, "/?channel=%d", i);
+        peers[i] = ws_open(s.port, target);
+    }
+    p = peer_open(s.port);
+    ws_ask(p, "/?channel=another");
+    read_response(p, false, &r);
+    expect(r.status == 503, "to a WebSocket: status %d", r.status);
+    peer_close(p);
+    peer_close(http_get(s.port, "/send?message=x&channel=another", &r));
+    expect(r.status == 503, "to /send: status %d", r.status);
+    peer_close(http_get(s.port, "/send?message=y&channel=0", &r));
+    expect(r.status == 200, "to /send in an old one: status %d", r.status);
+    ws_expect_text(peers[0], "y");
+    for (int i = 0; i < 1024; i++) peer_close(peers[i]);
+    finish();
+    server_stop(&s, "1,024 channels");
+}
+
+/* /send waits like any other sender for a client that takes nothing. */
+static void patient_send_test(void) {
+    struct server s = { 0 };
+    struct sockaddr_in to = { .sin_family = AF_INET,
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    struct response r;
+    struct peer *slow, *p;
+    static char request[40100];
+    double begun, longest = 0;
+
+    if (!START(&s, "-b", "none", "--metrics")) return;
+    begin("/send waits for a reader until that is cut off");
+    to.sin_port = htons((uint16_t)s.port);
+    slow = peer_connect(&to, sizeof to, 4096);
+    ws_ask(slow, "/?channel=full");
+    ws_opened(slow);
+    p = peer_open(s.port);
+    snprintf(request, sizeof request,
+             "POST /send?channel=full HTTP/1.1\r\nHost: localhost\r\n"
+             "Content-Length: 40000\r\n\r\n%040000d", 0);
+    for (int i = 0; i < 40 && !test.why[0]; i++) {
+        begun = now();
+        peer_text(p, request);
+        read_response(p, false, &r);
+        expect(r.status == 200, "status %d", r.status);
+        if (now() - begun > longest) longest = now() - begun;
+    }
+    expect_metric(s.port, "chat_slow_clients_total", 1);
+    peer_close(slow);
+    peer_close(p);
+    finish();
+    printf("# longest wait of a /send: %.0f ms\n", longest * 1000);
+    server_stop(&s, "a patient /send");
+}
+
+static void limits_test(void) {
+    too_many_test();
+    sealed_test();
+    channels_test();
+    patient_send_test();
+}
+
 /* ---- All of it --------------------------------------------------------- */
 
 static int remove_one(const char *path, const struct stat *st, int type,
@@ -4291,6 +4397,7 @@ int main(int argc, char **argv) {
         { "files", file_test, false },      { "open", open_test, false },
         { "frames", framing_test, false },  { "chat", chat_test, false },
         { "process", process_test, false }, { "bus", bus_test, false },
+        { "limits", limits_test, false },
     };
     int status;
 
