@@ -1949,8 +1949,10 @@ static void bus_close(struct server *s) {
 /* Takes apart nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT]. */
 static void nats_configure(struct server *s) {
     struct nats *n = &s->nats;
-    char *host = strdup(s->option['b'] + 7), *at = strrchr(host, '@'), *shown;
+    char *copy = strdup(s->option['b'] + 7), *host = copy, *at, *shown;
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    if (!copy) fail("start", "out of memory");
+    at = strrchr(host, '@');
     if (at) {
         *at = '\0';
         if (percent_decode(host, (size_t)(at - host), host, false) < 0)
@@ -1972,6 +1974,7 @@ static void nats_configure(struct server *s) {
     memcpy(&n->to, found->ai_addr, found->ai_addrlen);
     n->to_size = found->ai_addrlen;
     freeaddrinfo(found);
+    if (!at) free(copy); /* else user and password are in it */
     n->on = true;
     n->max_message = s->max_message;
 }
@@ -1987,7 +1990,7 @@ static void nats_open(struct server *s) {
 static size_t nats_size(const uint8_t *at) {
     const uint8_t *end = memchr(at, '\r', NATS_COMMAND);
     const char *size = memrchr(at, ' ', (size_t)(end - at));
-    return (size_t)(end - at) + 2 + (size_t)atoll(size) + 2;
+    return (size_t)(end - at) + 2 + (size_t)strtoll(size, NULL, 10) + 2;
 }
 
 /* Brings n->sent up to the end of what went out, whole commands only. */
@@ -2055,7 +2058,7 @@ static void nats_error(struct server *s, const char *what, bool for_good) {
 static void nats_greet(struct server *s, struct client *c, const char *info) {
     struct nats *n = &s->nats;
     const char *payload = strstr(info, "\"max_payload\":");
-    size_t most = payload ? (size_t)atoll(payload + 14) : MIB;
+    size_t most = payload ? strtoul(payload + 14, NULL, 10) : MIB;
     s->max_message = most < n->max_message ? most : n->max_message;
     if (n->greeted) return; /* its cluster has changed */
     n->greeted = true;
@@ -2107,7 +2110,7 @@ static bool nats_message(struct server *s, struct client *c, struct input *in,
     char *subject = strsep(&rest, " ");
     strsep(&subject, "."); /* chat */
     const char *kind = strsep(&subject, "."), *code = subject ? subject : "";
-    int opcode = !kind || strcmp(kind, "binary") ? TEXT : BINARY;
+    int opcode = kind && !strcmp(kind, "binary") ? BINARY : TEXT;
     ssize_t n = percent_decode(code, strlen(code), name, false);
     struct text channel = {name, n < 0 ? SIZE_MAX : (size_t)n};
     if (!bus_message(s, channel, opcode,
@@ -2136,7 +2139,7 @@ static bool nats_step(struct server *s, struct client *c, struct input *in) {
     if (!strncmp(line, "INFO ", 5)) nats_greet(s, c, line);
     else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
     else if (!strcmp(line, "PONG")) nats_join(s, c);
-    else if (strcmp(line, "+OK"))
+    else if (strcmp(line, "+OK") != 0)
         nats_error(s, line, strstr(line, "Authorization") != NULL);
     s->nats.skip |= strstr(line, "Maximum Payload") != NULL;
     return !c->dead;
