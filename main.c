@@ -823,7 +823,7 @@ struct server {
     } sockets[WORKERS_MAX];  /* of each worker, open before any starts */
     int epoll, signals, listener, dir, home; /* home: where we started */
     struct ssl_ctx_st *tls;  /* for new clients; NULL: plain TCP */
-    bool accepting, catching_up, stopping;
+    bool accepting, catching_up, announced, stopping;
     int64_t now, tick_at, accept_at, stop_at; /* since the start */
     struct client **clients; /* by descriptor */
     size_t clients_size, connections;
@@ -2984,6 +2984,17 @@ static void server_retry(struct server *s) {
     s->waiting_end = moved_end;
 }
 
+/* The line that says where we are, for people and for tests. It comes when
+ * we know what the others know: from then on, they need not stay. */
+static void server_announce(struct server *s) {
+    const char *address = s->option['a'] ? s->option['a'] : "localhost";
+    bool v6 = strchr(address, ':'), group = s->bus.group;
+    fprintf(stderr, "chat: listening on http%s://%s%s%s:%s/, bus %s%s%s\n",
+            s->tls ? "s" : "", v6 ? "[" : "", address, v6 ? "]" : "", s->port,
+            s->option['b'], group ? " on " : "", group ? s->option['i'] : "");
+    s->announced = true;
+}
+
 /* Lets out what came of this round, and does what is due by time. Returns
  * how long epoll may wait. */
 static int server_round_end(struct server *s) {
@@ -3009,6 +3020,7 @@ static int server_round_end(struct server *s) {
     }
     server_reap(s);
     s->catching_up = s->catching_up && (bus_catching_up(s) || nats_waits(s));
+    if (!s->catching_up && !s->announced) server_announce(s);
     server_watch_listener(s);
     fflush(stdout);
     if (s->tick_at < next) next = s->tick_at;
@@ -3186,15 +3198,6 @@ static int server_listen(struct server *s) {
     return fd;
 }
 
-/* The line that says where we are, for people and for tests. */
-static void server_announce(struct server *s) {
-    const char *address = s->option['a'] ? s->option['a'] : "localhost";
-    bool v6 = strchr(address, ':'), group = s->bus.group;
-    fprintf(stderr, "chat: listening on http%s://%s%s%s:%s/, bus %s%s%s\n",
-            s->tls ? "s" : "", v6 ? "[" : "", address, v6 ? "]" : "", s->port,
-            s->option['b'], group ? " on " : "", group ? s->option['i'] : "");
-}
-
 /* As many descriptors as the machine allows, less what is not a client. */
 static void server_limits(struct server *s) {
     struct rlimit limit;
@@ -3242,7 +3245,6 @@ static void server_configure(struct server *s) {
     signal(SIGCHLD, SIG_DFL); /* whoever started us may have ignored it */
     sigprocmask(SIG_BLOCK, &signals, NULL); /* they come as events */
     s->signals = must(signalfd(-1, &signals, SFD_CLOEXEC), "signalfd");
-    server_announce(s);
 }
 
 static void server_open(struct server *s, int worker) {
@@ -3401,6 +3403,7 @@ static int workers_run(struct server *s) {
     setvbuf(stdout, line, _IOLBF, sizeof line); /* so that none is torn */
     while (!w.stopping || w.running > 0) {
         int worker = w.stopping ? -1 : workers_start(s, &w);
+        s->announced |= worker != 0; /* the first worker does it, once */
         if (worker >= 0) return worker;
         must((int)read(s->signals, &signal, sizeof signal), "read");
         if (signal.ssi_signo == SIGCHLD) workers_reap(s, &w);

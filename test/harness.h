@@ -311,8 +311,9 @@ static inline bool server_start(struct server *s, const char *const *args) {
     begin("a server starts (%s %s)", all[2] ? all[2] : "",
           all[3] ? all[3] : "");
     server_spawn(s, all);
-    if (server_says(s, 0, "\n"))
+    if (server_says(s, 0, "chat: listening on http"))
         line = strstr(s->said, "chat: listening on http");
+    if (line && !server_says(s, (size_t)(line - s->said), "\n")) line = NULL;
     if (line) slash = strchr(strstr(line, "://") + 3, '/');
     while (slash && slash > line && slash[-1] >= '0' && slash[-1] <= '9')
         slash--;
