@@ -8,7 +8,7 @@ A machine is a network namespace and a root folder in memory, in which this mach
 ports, paths and addresses are free to be the README's, and nothing is left behind. This needs root.
 LONG=1 also waits until a proxy would have given an idle connection up, KEEP=1 shows what the programs said.
 """
-import base64, hashlib, json, os, random, re, shutil, signal, socket, ssl, stat, struct, subprocess
+import asyncio, base64, collections, hashlib, json, os, random, re, shutil, signal, socket, ssl, stat, struct, subprocess
 import sys, tempfile, time, traceback
 
 from bus import Failure, Skip, call, check, frame, libc, now, run, quiet_ipv6
@@ -655,6 +655,38 @@ def try_service(variant):
                 check(re.match(r"chat: (listening on |peer \w{16} (joined|left))", line), f"it says: {line}")
 
 
+def case_service_restart():
+    """a restart without a gap under systemd: two of one unit change over"""
+    text = " ".join(recipe("A restart without a gap").text.split())
+    name, options, user, start, stop = re.search(
+        r"name the unit `([^`]*)` and add `([^`]*)` to its command and `([^`]*)`.*"
+        r"`(sudo systemctl start [^`]*)` and then `(sudo systemctl stop [^`]*)`", text).groups()
+    with Lab() as lab:
+        machine = Machine(lab)
+        install_unit(machine, "proxy")
+        unit, count = re.subn(r"^(ExecStart=.*)$", rf"\1 {options}\n{user}", unit_of("proxy"), flags=re.M)
+        os.remove(machine.path(UNIT))
+        machine.write(f"etc/systemd/system/{name}", unit)
+        machine.write(f"etc/systemd/system/{name}.d/test.conf", TEST_CONF)
+        machine.write("var/log/chat", "")
+        with Systemd(machine) as systemd:
+            def heard(times):
+                return machine.read("var/log/chat").count("listening on") == times
+            systemd.expect(lambda: "Startup finished" in systemd.said(), "systemd does not start")
+            systemd.run(stop.replace("stop", "start"))
+            systemd.expect(lambda: heard(1), "the first does not start")
+            client = Site(machine).open()
+            client.send("before")
+            client.expect("before")
+            client.close()
+            systemd.run(start)
+            systemd.expect(lambda: heard(2), "the second does not start")
+            systemd.run(stop)
+            history = json.loads(Site(machine).get("/messages")[2])
+            check(history == ["before"], f"the second knows {history}: {machine.read('var/log/chat')}")
+            try_chat(Site(machine))
+
+
 def case_service():
     """the unit under systemd itself: the chat works within all these bounds, and comes back if it dies"""
     try_service("proxy")
@@ -863,7 +895,7 @@ def case_container():
         try_bus([Site(machine) for machine in machines])
 
 
-# --- the cases: workers -------------------------------------------------------------------------------
+# --- the cases: workers, and a restart without a gap --------------------------------------------------
 
 def case_workers():
     """one process for each core"""
@@ -881,6 +913,188 @@ def case_workers():
         return f"{count} cores"
 
 
+class Page:
+    """Does what the page does: connects with &history=N; connects again, later and later and at a random moment, when
+    the connection is lost; sends again what did not come back; shows nothing twice. Its messages tell who and which."""
+
+    def __init__(self, crowd, name):
+        self.crowd, self.name, self.number, self.tries = crowd, name, 0, 0
+        self.seen, self.outbox, self.ready = set(), {}, False
+        asyncio.ensure_future(self.run())
+
+    def say(self):
+        text = b"%d: %d" % (self.name, self.number)
+        self.number += 1
+        self.outbox[text] = True
+        if self.ready:
+            self.writer.write(frame(text))
+
+    async def run(self):
+        while not self.crowd.over:
+            try:
+                await self.talk()
+            except (OSError, asyncio.IncompleteReadError) as error:
+                self.crowd.ends[type(error).__name__] += 1
+            except Failure as failure:
+                self.crowd.ends[str(failure)] += 1
+            if self.ready:
+                self.crowd.ready -= 1
+            self.ready = False
+            await asyncio.sleep(min(0.5 * 2 ** self.tries, 30) * (1 + random.random()) / 2)
+            self.tries += 1
+
+    async def talk(self):
+        reader, self.writer = await asyncio.open_connection("127.0.0.1", 8080)
+        try:
+            self.writer.write(b"GET /?history=1000 HTTP/1.1\r\nHost: localhost:8080\r\nUpgrade: websocket\r\n"
+                              b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                              b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            check(head.startswith(b"HTTP/1.1 101 "), f"no WebSocket: {head!r}")
+            awaited = json.loads(await self.message(reader))["history"]
+            for _ in range(awaited):
+                self.show(await self.message(reader))
+            for text in self.outbox:
+                self.writer.write(frame(text))
+            self.ready, self.tries = True, 0
+            self.crowd.ready += 1
+            while True:
+                self.show(await self.message(reader))
+        finally:
+            self.writer.close()
+
+    async def message(self, reader):
+        while True:
+            opcode, size = await reader.readexactly(2)
+            payload = await reader.readexactly(size)
+            if opcode == 0x81:
+                return payload
+            if opcode == 0x89:
+                self.writer.write(frame(payload, 10))
+            elif opcode == 0x88:
+                self.crowd.ends[int.from_bytes(payload[:2], "big")] += 1
+                self.writer.write(frame(payload[:2], 8))
+            else:
+                raise Failure(f"a frame that begins with {opcode:#x}")
+
+    def show(self, text):
+        self.seen.add(text)
+        self.outbox.pop(text, None)
+
+
+class Crowd:
+    """Pages, of which some talk all the time, while one chat takes over from the other."""
+
+    def __init__(self, machine, size, talkers):
+        self.machine, self.talkers, self.ready, self.over, self.ends = machine, talkers, 0, False, collections.Counter()
+        self.probes, self.pages = collections.Counter(), [Page(self, name) for name in range(size)]
+
+    async def until(self, condition, what, seconds=30):
+        deadline = now() + seconds
+        while not condition():
+            check(now() < deadline, f"{what() if callable(what) else what} (within {seconds} s)")
+            await asyncio.sleep(0.01)
+
+    async def talk(self, rate):
+        while not self.over:
+            random.choice(self.pages[:self.talkers]).say()
+            await asyncio.sleep(random.expovariate(rate))
+
+    async def probe(self):
+        """Is there somebody who listens, at every moment?"""
+        while not self.over:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", 8080)
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost:8080\r\nConnection: close\r\n\r\n")
+                self.probes["answered" if PAGE in await reader.read() else "cut off"] += 1
+                writer.close()
+            except ConnectionRefusedError:
+                self.probes["refused"] += 1
+            except OSError:
+                self.probes["cut off"] += 1
+            await asyncio.sleep(0.005)
+
+    async def said(self, count):
+        """Waits until so many messages more have been said, and everyone is connected."""
+        total = sum(page.number for page in self.pages) + count
+        await self.until(lambda: sum(page.number for page in self.pages) >= total and self.ready == len(self.pages),
+                         lambda: f"{self.ready} of {len(self.pages)} pages are connected")
+
+    async def restart(self, command, old):
+        new = self.machine.chat(command)
+        for last_words in range(6):
+            for page in self.pages[:self.talkers]:
+                page.say()
+            await asyncio.sleep(0)
+            if last_words == 3:
+                old.terminate()
+        await self.until(lambda: old.poll() is not None, "the old one does not end", 10)
+        await self.said(50)
+        return new
+
+    async def live(self, command, restarts):
+        chat = self.machine.chat(command)
+        jobs = [asyncio.ensure_future(job) for job in (self.talk(50), self.probe())]
+        await self.said(50)
+        for _ in range(restarts):
+            chat = await self.restart(command, chat)
+        self.over = True
+        await asyncio.gather(*jobs)
+        all_said = {b"%d: %d" % (page.name, number) for page in self.pages for number in range(page.number)}
+        await self.until(lambda: all(page.seen >= all_said for page in self.pages), lambda: "; ".join(
+            f"page {page.name} misses {len(all_said - page.seen)}, such as {min(all_said - page.seen)}"
+            for page in [page for page in self.pages if page.seen < all_said][:3]))
+        check(not self.probes["refused"], f"nobody listened: {self.probes}")
+        check(set(self.ends) <= {1001, "IncompleteReadError", "ConnectionResetError", "BrokenPipeError"}, f"{self.ends}")
+        check(self.ends[1001] >= restarts * len(self.pages) / 2, f"few were told: {self.ends}")
+        return len(all_said)
+
+
+def roll(command, pages, restarts):
+    with Lab() as lab:
+        machine = Machine(lab)
+        call(libc.setns, machine.space, CLONE_NEWNET)
+        async def live():
+            crowd = Crowd(machine, pages, max(1, pages // 10))
+            count = await crowd.live(command, restarts)
+            return crowd, count
+        crowd, count = asyncio.run(live())
+        call(libc.setns, lab.switch, CLONE_NEWNET)
+        probes, reset = crowd.probes, crowd.ends["ConnectionResetError"]
+        return (f"{restarts} restarts, {count} messages, {pages} pages: all seen by all; {crowd.ends[1001]} were told, "
+                f"{reset} reset; of {sum(probes.values())} requests {probes['cut off']} cut off")
+
+
+def case_restart():
+    """one chat takes over from the other: no message is lost, and there is no moment at which nobody listens"""
+    old, new = [line.split("#")[0].strip() for line in recipe("A restart without a gap").lines()]
+    check(old == new, f"{old} is to be replaced by {new}")
+    return roll(old, 200, 3)
+
+
+def case_restart_history():
+    """whoever comes after many restarts in a row finds what was said before; nobody else was there"""
+    command, restarts = recipe("A restart without a gap").lines()[0], 20
+    with Lab() as lab:
+        machine = Machine(lab)
+        chat, site = machine.chat(command), Site(machine)
+        client = site.open()
+        client.send("before")
+        client.expect("before")
+        client.close()
+        for number in range(restarts):
+            old, chat = chat, machine.chat(command)
+            end(old)
+            history = json.loads(site.get("/messages")[2])
+            check(history == ["before"], f"after restart {number + 1} the history is {history}: {said(chat)}")
+        return f"{restarts} restarts"
+
+
+def case_restart_list():
+    """the same with a list of machines, on which each stands twice"""
+    return roll("./chat -j 1 -b 127.0.0.1:8081,127.0.0.1:8082", 20, 2)
+
+
 # --- running ------------------------------------------------------------------------------------------
 
 # Each recipe of the README and the cases that try it.
@@ -889,10 +1103,11 @@ TRIED = {
     "systemd": "unit service service_bus", "Behind nginx": "nginx nginx_path page", "Behind Caddy": "caddy page",
     "https and wss without a proxy": "tls",
     "A container with nothing in it": "container", "All cores": "workers",
+    "A restart without a gap": "restart restart_list restart_history service_restart",
 }
 # In the order in which they begin, a few at a time: first those that wait for long.
-CASES = ("nginx", "caddy", "static", "service", "service_bus", "page", "container", "tls",
-         "install", "two", "lan", "rented", "unit", "nginx_path", "workers", "all")
+CASES = ("nginx", "caddy", "restart", "static", "service", "service_bus", "service_restart", "page", "container", "tls",
+         "install", "two", "lan", "rented", "unit", "nginx_path", "workers", "restart_list", "restart_history", "all")
 TOGETHER = 4
 
 
