@@ -8,18 +8,18 @@ WARN   = -Wall -Wextra -Wpedantic -Wshadow
 HARDEN = -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong \
          -fPIE -pie -Wl,-z,relro,-z,now
 
+# What the tests run, and where their own programs are built.
+CHAT  = ./chat
+BUILD = build
+TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c \
+          test/load.c test/faults.c))
+
 # "make TLS=1" adds https and wss (needs OpenSSL 3; Debian: libssl-dev).
 ifdef TLS
 override CFLAGS += -DTLS
 LDLIBS += -lssl -lcrypto
 .PHONY: $(CHAT)
 endif
-
-# What the tests run, and where their own programs are built.
-CHAT  = ./chat
-BUILD = build
-TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c \
-          test/load.c test/faults.c))
 
 # The sanitizer build also shrinks the program's limits, so that the paths
 # on which buffers grow and messages are split run all the time.
