@@ -204,7 +204,7 @@ is 'errors: Transfer-Encoding' '501 close' "$(get -d x \
     -H 'Transfer-Encoding: chunked' "$url/send") $(head Connection)"
 is 'errors: a header of 9 KiB' 431 \
     "$(get -H "X-Long: $(printf '%09216d' 0)" "$url/")"
-is 'errors: a path of 9 KiB' 431 "$(get "$url/$(printf '%09216d' 0)")"
+is 'errors: a path of 9 KiB' 414 "$(get "$url/$(printf '%09216d' 0)")"
 is 'errors: no /metrics unless asked for' 404 "$(get "$url/metrics")"
 is 'errors: a WebSocket version of old' '426 13' "$(get \
     -H 'Connection: Upgrade' -H 'Upgrade: websocket' \
