@@ -866,7 +866,8 @@ static bool tls_load(struct server *s) {
     SSL_CTX *tls = SSL_CTX_new(TLS_server_method());
     if (!tls || !SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION) ||
         SSL_CTX_use_certificate_chain_file(tls, cert) != 1 ||
-        SSL_CTX_use_PrivateKey_file(tls, key, SSL_FILETYPE_PEM) != 1) {
+        SSL_CTX_use_PrivateKey_file(tls, key, SSL_FILETYPE_PEM) != 1 ||
+        SSL_CTX_check_private_key(tls) != 1) {
         fprintf(stderr, "chat: %s, %s: %s\n", cert, key,
                 ERR_error_string(ERR_get_error(), NULL));
         SSL_CTX_free(tls);
