@@ -864,6 +864,7 @@ static int tls_protocol(SSL *tls, const uint8_t **chosen, uint8_t *size,
 static bool tls_load(struct server *s) {
     const char *cert = s->option['C'], *key = s->option['K'];
     SSL_CTX *tls = SSL_CTX_new(TLS_server_method());
+    if (tls) SSL_CTX_set_default_passwd_cb_userdata(tls, ""); /* do not ask */
     if (!tls || !SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION) ||
         SSL_CTX_use_certificate_chain_file(tls, cert) != 1 ||
         SSL_CTX_use_PrivateKey_file(tls, key, SSL_FILETYPE_PEM) != 1 ||
