@@ -877,6 +877,7 @@ static bool tls_load(struct server *s) {
     SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE | /* as send() does */
                               SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
                               SSL_MODE_RELEASE_BUFFERS); /* when idle */
+    SSL_CTX_clear_mode(tls, SSL_MODE_AUTO_RETRY); /* so that all get a turn */
     SSL_CTX_set_options(tls, SSL_OP_NO_RENEGOTIATION);
     SSL_CTX_set_session_cache_mode(tls, SSL_SESS_CACHE_OFF); /* but tickets */
     SSL_CTX_set_alpn_select_cb(tls, tls_protocol, NULL);
