@@ -927,6 +927,8 @@ static void socket_shutdown(struct client *c) {
 }
 
 static void socket_close(struct client *c) {
+    if (c->tls && !c->shut && SSL_is_init_finished(c->tls))
+        SSL_shutdown(c->tls);
     SSL_free(c->tls);
     close(c->fd);
 }
