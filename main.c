@@ -848,6 +848,8 @@ struct server {
  * a cursor moves only past what was sent.
  */
 #ifdef TLS
+_Static_assert(READ_SIZE >= TLS_RECORD, "a record must fit");
+
 /* A client that lists what it speaks must list HTTP/1.1 (RFC 7301). */
 static int tls_protocol(SSL *tls, const uint8_t **chosen, uint8_t *size,
                         const uint8_t *list, unsigned list_size, void *none) {
