@@ -11,6 +11,7 @@ HARDEN = -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong \
 # What the tests run, and where their own programs are built.
 CHAT  = ./chat
 BUILD = build
+TLS_TEST = $(if $(wildcard /usr/include/openssl/ssl.h),$(BUILD)/chat-tls)
 TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c \
           test/load.c test/faults.c))
 
@@ -38,14 +39,20 @@ $(CHAT): main.c index.html
 	@mkdir -p $(@D)
 	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) main.c -o $@ $(LDFLAGS) $(LDLIBS)
 
+# For test/tls.py. The shared read buffer must hold a record of TLS.
+$(BUILD)/chat-tls: main.c index.html
+	@mkdir -p $(@D)
+	$(CC) $(STD) $(WARN) $(filter-out -DREAD_SIZE=%,$(CFLAGS)) -DTLS $(HARDEN) \
+	    main.c -o $@ $(LDFLAGS) -lssl -lcrypto
+
 $(BUILD)/%: test/%.c main.c index.html $(wildcard test/*.h)
 	@mkdir -p $(@D)
-	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) $< -o $@ $(LDFLAGS)
+	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) $< -o $@ $(LDFLAGS) $(LDLIBS)
 
 run: $(CHAT)
 	$(CHAT) $(ARGS)
 
-test: $(CHAT) $(TESTS)
+test: $(CHAT) $(TESTS) $(TLS_TEST)
 	@CHAT=$(CHAT) BUILD=$(BUILD) test/run $(PARTS)
 
 sanitize:
