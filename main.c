@@ -3316,6 +3316,7 @@ static void server_confine(struct server *s) {
         SYS_socket, SYS_setsockopt, SYS_connect, /* for files: */
         SYS_openat2, SYS_openat, SYS_fstat, SYS_newfstatat, SYS_pread64,
         SYS_getdents64, SYS_fchdir, SYS_lseek, SYS_fcntl,
+        SYS_getpid, /* OpenSSL's random numbers: still the same process? */
 #ifdef SYS_open
         SYS_open,
 #endif
