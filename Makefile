@@ -49,6 +49,8 @@ $(BUILD)/%: test/%.c main.c index.html $(wildcard test/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) $< -o $@ $(LDFLAGS) $(LDLIBS)
 
+$(BUILD)/bench: LDLIBS += -lm # its plot is logarithmic
+
 run: $(CHAT)
 	$(CHAT) $(ARGS)
 
@@ -91,6 +93,19 @@ bench: $(CHAT) $(BUILD)/bench
 	@CHAT=$(CHAT) $(BUILD)/bench $(ARGS)
 	@CHAT=$(CHAT) test/bus.py --bench
 
+# All of it, for a machine that has nothing else to do, and into README.md.
+bench-all: $(CHAT) $(BUILD)/bench
+	@CHAT=$(CHAT) $(BUILD)/bench -n 8 -t 8 -o $(BUILD)/bench.md \
+	    -p test/bench.svg $(ARGS) all
+	@sed -i -e '/^<!-- bench/,/^<!-- end/{//!d}' \
+	    -e '/^<!-- bench/r $(BUILD)/bench.md' README.md
+
+# The servers that the chat is measured beside, into build/peers.
+peers:
+	@mkdir -p build/peers
+	cp test/peers/package*.json build/peers
+	cd build/peers && npm ci --no-audit --no-fund
+
 # What a target finds stays in build/. "make -j2 fuzz" runs two at a time.
 fuzz: $(FUZZ:%=fuzz-%)
 
@@ -115,5 +130,5 @@ clean:
 	rm -rf chat build
 
 .PRECIOUS: build/fuzz-%
-.PHONY: all run test sanitize analyze valgrind coverage bench fuzz static \
-        install clean
+.PHONY: all run test sanitize analyze valgrind coverage bench bench-all \
+        peers fuzz static install clean

@@ -8,23 +8,39 @@
  * The *floor* is a server without anything that could be left out: a fixed
  * answer to the handshake, no checks, no history, no time outs. It takes the
  * masks off, makes new frames and calls send() once a client and round, the
- * senders first. What the chat does beyond that is seen in the ratios.
+ * senders first. What the chat does beyond that is seen in the ratios. The
+ * *peers* are other servers; "make peers" installs them, and those that are
+ * not there are skipped.
  *
  * In a closed loop a sender has `window` messages under way, and sends the
  * next when one of them comes back. In an open loop messages go out at a
  * fixed rate, come what may, and what is late counts from when it was due.
  * Each run is a new server with new clients; servers take turns, and the
- * median of the runs is shown, so that a busy machine does less harm.
+ * median of the runs' ratios is shown with the lowest and the highest, so
+ * that a busy machine does less harm. CPU time is the server process's own,
+ * of all its threads, from when the first message of a run is sent until the
+ * last has come; what the kernel does in its name is in it.
  *
  * Every client has to get every message, and each sender's in their order:
  * else a line says FAILED, and the exit status is 1.
  *
- *   bench [-t SECONDS] [-n RUNS] [-l] [-x NAME=COMMAND]... [SCENARIO]...
+ *   bench [-f] [-t SECONDS] [-n RUNS] [-x NAME=COMMAND]... [-o FILE]
+ *         [-p FILE] [PART | SCENARIO]...
  *
  *   -t  to measure each server in each scenario, all runs together (2)
  *   -n  runs (4)
- *   -l  the latency again, in an open loop at half of what all can do
+ *   -f  the floor alone, no peers
  *   -x  another server: a command that prints http://HOST:PORT
+ *   -o  the summary, as Markdown, also into this file
+ *   -p  a plot, as SVG, into this file
+ *   PART is one of
+ *     fanout    five usual scenarios, all servers; this is the default
+ *     latency   the same, open loop at half of what chat and floor can do
+ *     joins     handshakes a second, memory a client
+ *     growth    from 100 to 19,000 clients in one channel
+ *     channels  a small channel beside one with 10,000 clients
+ *     http      GET / with keep-alive, by wrk, beside nginx
+ *     all
  *   SCENARIO is CLIENTS,SENDERS,WINDOW,BYTES[,RATE]; RATE is of messages a
  *   second, all senders together, and makes it an open loop. No senders: the
  *   clients are idle, only joining and memory are measured.
@@ -47,9 +63,11 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "plot.h"
 
 #define SECOND 1000000000LL   /* all times are nanoseconds */
 #define PATIENCE (5 * SECOND) /* for a server to start, or to answer */
@@ -58,7 +76,7 @@
 #define READ_SIZE (256 * 1024)
 #define OPEN_WINDOW 1024      /* under way a sender in an open loop */
 #define RUNS_MAX 32
-#define SERVERS_MAX 8
+#define SERVERS_MAX 10
 #define STAMP 8               /* a message begins with its sender and number */
 
 /* Something that makes the numbers worthless. */
@@ -102,7 +120,7 @@ static void pin(int core) {
  * What load and floor share. Frames are short texts, all in one frame.
  */
 static const char handshake[] =
-    "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    "GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
     "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 static const char agreed[] =
@@ -173,11 +191,26 @@ static void stream_keep(struct stream *s, const uint8_t *at, size_t left) {
  */
 struct floor {
     struct stream *clients; /* sent to from the last to the first */
-    int *place;             /* in `clients`, by descriptor */
+    int *place; /* in `clients`, by descriptor; -1 before the handshake */
     int count, talked;      /* in this round */
     uint8_t in[READ_SIZE], out[2 * READ_SIZE];
     size_t out_size;
 };
+
+static void floor_accept(struct floor *f, int listener, int epoll) {
+    for (int fd; (fd = accept(listener, NULL, NULL)) >= 0;) {
+        struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+        must(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
+        f->place[fd] = -1;
+    }
+}
+
+static void floor_agree(struct floor *f, int fd) {
+    must((int)recv(fd, f->in, sizeof f->in, 0), "recv");
+    must((int)send(fd, agreed, sizeof agreed - 1, MSG_NOSIGNAL), "send");
+    f->place[fd] = f->count;
+    f->clients[f->count++].fd = fd;
+}
 
 /* Reads once and makes frames for all of what came. */
 static void floor_read(struct floor *f, int fd) {
@@ -210,16 +243,6 @@ static void floor_flush(struct floor *f) {
     f->talked = 0;
 }
 
-static void floor_accept(struct floor *f, int listener, int epoll) {
-    int fd = must(accept(listener, NULL, NULL), "accept");
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-    must((int)recv(fd, f->in, sizeof f->in, 0), "recv");
-    must((int)send(fd, agreed, sizeof agreed - 1, MSG_NOSIGNAL), "send");
-    must(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
-    f->place[fd] = f->count;
-    f->clients[f->count++].fd = fd;
-}
-
 static void floor_run(int most) {
     struct floor *f = reserve(1, sizeof *f);
     struct sockaddr_in at = {.sin_family = AF_INET,
@@ -227,7 +250,8 @@ static void floor_run(int most) {
     struct epoll_event events[EVENTS] = {{.events = EPOLLIN}};
     socklen_t size = sizeof at;
     int on = 1, epoll = epoll_create1(0);
-    int listener = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
+    int listener = must(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0),
+                        "socket");
     f->clients = reserve((size_t)most, sizeof *f->clients);
     f->place = reserve((size_t)most, sizeof *f->place);
     setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -241,8 +265,10 @@ static void floor_run(int most) {
         int n = epoll_wait(epoll, events, EVENTS, -1);
         for (int i = 0; i < n; i++) {
             if (f->out_size > READ_SIZE) floor_flush(f);
-            if (events[i].data.fd != listener) floor_read(f, events[i].data.fd);
-            else floor_accept(f, listener, epoll);
+            int fd = events[i].data.fd;
+            if (fd == listener) floor_accept(f, listener, epoll);
+            else if (f->place[fd] < 0) floor_agree(f, fd);
+            else floor_read(f, fd);
         }
         floor_flush(f);
     }
@@ -288,6 +314,12 @@ static struct server server_start(const char *command, int most) {
     }
     if (clock_getcpuclockid(s.pid, &s.clock)) fail("clock_getcpuclockid");
     return s;
+}
+
+static void server_stop(const struct server *s) {
+    kill(s->pid, SIGKILL);
+    waitpid(s->pid, NULL, 0);
+    close(s->said);
 }
 
 /* In nanoseconds, exact. */
@@ -336,7 +368,8 @@ static double histogram_at(const struct histogram *h, double part) {
 /* ---- The load ----------------------------------------------------------- */
 struct scenario {
     int clients, senders, window, size;
-    double rate; /* messages a second; 0: a closed loop */
+    double rate;      /* messages a second; 0: a closed loop */
+    const char *path; /* to connect to; NULL: "/" */
 };
 
 struct client {
@@ -362,7 +395,7 @@ struct load {
     int64_t start;            /* open loop: message k is due at ... */
     uint64_t scheduled;       /* ... start + k / rate; these are out */
     uint64_t sent, delivered; /* messages; to one client each */
-    struct histogram own, others;
+    struct histogram late;
 };
 
 /* Sender and number, six bits to a letter, since the message is text. */
@@ -415,19 +448,22 @@ static void sender_refill(struct load *l, int i, int64_t time) {
     sender_flush(l, i);
 }
 
-/* Open loop: sends what is due, each sender in its turn. */
-static void load_send_due(struct load *l, int64_t time) {
+/* Open loop: sends what is due, each sender in its turn. Returns when the
+ * next is. */
+static int64_t load_send_due(struct load *l, int64_t time) {
     double rate = l->scenario.rate;
     while (l->sending && rate > 0) {
         int i = (int)(l->scheduled % (uint64_t)l->scenario.senders);
         struct sender *s = &l->senders[i];
         double passed = (double)l->scheduled * (double)SECOND / rate;
         int64_t due = l->start + (int64_t)passed;
-        if (due > time || s->next - s->back >= l->window) return;
+        if (due > time) return due;
+        if (s->next - s->back >= l->window) break;
         sender_add(l, i, due);
         sender_flush(l, i);
         l->scheduled++;
     }
+    return time + SECOND / 100;
 }
 
 /* One message has come to a client: is it the right one, and how late? */
@@ -446,8 +482,7 @@ static void client_take(struct load *l, int i, const uint8_t *message,
     l->delivered++;
     if (sender == (uint32_t)i) l->senders[i].back++;
     if (l->measuring)
-        histogram_add(sender == (uint32_t)i ? &l->own : &l->others,
-                      time - l->senders[sender].due[n % l->ring]);
+        histogram_add(&l->late, time - l->senders[sender].due[n % l->ring]);
 }
 
 static void client_read(struct load *l, int i) {
@@ -471,19 +506,49 @@ static void client_read(struct load *l, int i) {
 /* Runs until that time, or until every client has everything. */
 static void load_run(struct load *l, int64_t until) {
     struct epoll_event events[EVENTS];
-    bool open = l->sending && l->scenario.rate > 0; /* then: no sleep */
     uint64_t all = (uint64_t)l->scenario.clients;
     for (int64_t time = now(); time < until; time = now()) {
         if (!l->sending && l->delivered == l->sent * all) return;
-        int n = epoll_wait(l->epoll, events, EVENTS, open ? 0 : 10);
-        load_send_due(l, time);
+        int64_t wait = load_send_due(l, time) - time;
+        struct timespec timeout = {0, wait};
+        int n = epoll_pwait2(l->epoll, events, EVENTS, &timeout, NULL);
         for (int i = 0; i < n; i++) {
             int client = (int)events[i].data.u32;
             if (events[i].events & EPOLLOUT) sender_flush(l, client);
             if (events[i].events & ~(uint32_t)EPOLLOUT) client_read(l, client);
-            if (open) load_send_due(l, now());
+            if (l->scenario.rate > 0) load_send_due(l, now());
         }
     }
+}
+
+/* Sends for so long, and then waits until all has come. */
+static void load_talk(struct load *l, int64_t time) {
+    l->sending = true;
+    l->start = now();
+    l->scheduled = 0;
+    for (int i = 0; l->scenario.rate == 0 && i < l->scenario.senders; i++)
+        sender_refill(l, i, l->start);
+    load_run(l, l->start + time);
+    l->sending = false;
+    load_run(l, now() + PATIENCE);
+    uint64_t due = l->sent * (uint64_t)l->scenario.clients;
+    if (l->delivered != due)
+        fail("%llu of %llu deliveries came", (unsigned long long)l->delivered,
+             (unsigned long long)due);
+}
+
+/* Waits for the answer to a handshake. */
+static void client_agreed(struct load *l, int i) {
+    char answer[2048] = "";
+    int fd = l->clients[i].stream.fd;
+    struct epoll_event event = {EPOLLIN, {.u32 = (uint32_t)i}};
+    for (size_t size = 0; !strstr(answer, "\r\n\r\n");) {
+        ssize_t n = recv(fd, answer + size, sizeof answer - 1 - size, 0);
+        if (n <= 0) fail("no answer to the handshake");
+        size += (size_t)n;
+    }
+    if (strncmp(answer, "HTTP/1.1 101", 12)) fail("%s", answer);
+    must(epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
 }
 
 /* Opens all connections, 64 at a time, and shakes hands. */
@@ -491,9 +556,13 @@ static void load_connect(struct load *l, int port) {
     struct sockaddr_in to = {.sin_family = AF_INET,
                              .sin_port = htons((uint16_t)port),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in from = {.sin_family = AF_INET};
     struct linger reset = {1, 0}; /* no port has to wait at the end */
     struct timeval patience = {PATIENCE / SECOND, 0};
+    const char *path = l->scenario.path ? l->scenario.path : "/";
+    char request[512];
     int on = 1, count = l->scenario.clients;
+    int size = snprintf(request, sizeof request, handshake, path);
     for (int first = 0; first < count; first += 64) {
         int last = first + 64 < count ? first + 64 : count;
         for (int i = first; i < last; i++) {
@@ -501,23 +570,15 @@ static void load_connect(struct load *l, int port) {
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
             setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+            /* An address has some 28,000 ports, the last found slowly. */
+            from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)i / 10000);
+            setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+            must(bind(fd, (struct sockaddr *)&from, sizeof from), "bind");
             must(connect(fd, (struct sockaddr *)&to, sizeof to), "connect");
-            must((int)send(fd, handshake, sizeof handshake - 1, MSG_NOSIGNAL),
-                 "send");
+            must((int)send(fd, request, (size_t)size, MSG_NOSIGNAL), "send");
             l->clients[i].stream.fd = fd;
         }
-        for (int i = first; i < last; i++) {
-            char answer[2048] = "";
-            struct epoll_event event = {EPOLLIN, {.u32 = (uint32_t)i}};
-            for (size_t size = 0; !strstr(answer, "\r\n\r\n");) {
-                ssize_t n = recv(l->clients[i].stream.fd, answer + size,
-                                 sizeof answer - 1 - size, 0);
-                if (n <= 0) fail("no answer to the handshake");
-                size += (size_t)n;
-            }
-            if (strncmp(answer, "HTTP/1.1 101", 12)) fail("%s", answer);
-            epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->clients[i].stream.fd, &event);
-        }
+        for (int i = first; i < last; i++) client_agreed(l, i);
     }
 }
 
@@ -538,78 +599,159 @@ static struct load *load_open(struct scenario sc) {
         l->senders[i].out = reserve(l->window, size + 8);
     }
     l->epoll = must(epoll_create1(0), "epoll_create1");
+    prctl(PR_SET_TIMERSLACK, 1); /* wake when told */
     return l;
 }
 
-/* ---- Measuring ---------------------------------------------------------- */
-enum {
-    RATE, PER_CPU, BUSY, OWN, OTHERS = OWN + 3, JOINS = OTHERS + 3, MEMORY,
-    COLUMNS
+/* ---- Measuring ----------------------------------------------------------
+ * One run each: a server, its clients, and what came of it.
+ */
+enum column {
+    RATE, PER_CPU, BUSY, P50, P99, P999, JOIN_RATE, JOINS, MEMORY, COLUMNS
 };
-static const struct {
-    const char *name;
-    int width;
-} columns[COLUMNS] = {
-    {"deliv/s", 10}, {"/cpu s", 10}, {"busy %", 7}, {"own p50", 9},
-    {"p99", 8}, {"p99.9", 8}, {"other p50", 10}, {"p99", 8}, {"p99.9", 8},
-    {"joins/cpu s", 12}, {"B/client", 9}};
+
+enum part { FANOUT, LATENCY, JOINING, GROWTH, CHANNELS, HTTP, GIVEN, PARTS };
 
 struct result {
     double of[COLUMNS];
 };
 
-static struct result measure(const char *command, struct scenario sc,
-                             int64_t time) {
-    static const double parts[] = {0.5, 0.99, 0.999};
+/* One thing to measure, with each server in each run. */
+struct row {
+    enum part part;
+    const char *name; /* NULL: made from the scenario */
+    struct scenario sc;
+    struct result (*measure)(const char *command, struct scenario sc,
+                             int64_t time);
+    unsigned servers; /* a bit for each that takes part */
+    struct result results[SERVERS_MAX][RUNS_MAX];
+};
+
+static void result_latency(struct result *r, const struct load *l) {
+    r->of[P50] = histogram_at(&l->late, 0.5);
+    r->of[P99] = histogram_at(&l->late, 0.99);
+    r->of[P999] = histogram_at(&l->late, 0.999);
+}
+
+static struct result measure_chat(const char *command, struct scenario sc,
+                                  int64_t time) {
     struct result r = {0};
     struct server server = server_start(command, sc.clients + 64);
     struct load *l = load_open(sc);
     double memory = server_memory(&server), count = sc.clients;
-    int64_t cpu = server_cpu(&server);
+    int64_t cpu = server_cpu(&server), start = now();
     load_connect(l, server.port);
+    r.of[JOIN_RATE] = count * (double)SECOND / (double)(now() - start);
     r.of[JOINS] = count * (double)SECOND / (double)(server_cpu(&server) - cpu);
-    r.of[MEMORY] = (server_memory(&server) - memory) / count;
     if (sc.senders > 0) {
-        l->sending = true;
-        l->start = now();
-        for (int i = 0; sc.rate == 0 && i < sc.senders; i++)
-            sender_refill(l, i, l->start);
-        load_run(l, l->start + WARM_UP);
+        load_talk(l, WARM_UP);
         l->measuring = true;
-        int64_t from = now(), before = (int64_t)l->delivered;
+        uint64_t before = l->delivered;
+        start = now();
         cpu = server_cpu(&server);
-        load_run(l, from + time);
-        double passed = (double)(now() - from);
+        load_talk(l, time);
+        double passed = (double)(now() - start);
         double used = (double)(server_cpu(&server) - cpu);
-        double delivered = (double)((int64_t)l->delivered - before);
-        l->measuring = l->sending = false;
-        load_run(l, now() + PATIENCE);
-        if (l->delivered != l->sent * (uint64_t)sc.clients)
-            fail("%llu of %llu deliveries came", (unsigned long long)
-                 l->delivered, (unsigned long long)l->sent *
-                 (unsigned long long)sc.clients);
+        double delivered = (double)(l->delivered - before);
         r.of[RATE] = delivered * (double)SECOND / passed;
         r.of[PER_CPU] = delivered * (double)SECOND / used;
         r.of[BUSY] = 100 * used / passed;
-        for (int i = 0; i < 3; i++) {
-            r.of[OWN + i] = histogram_at(&l->own, parts[i]);
-            r.of[OTHERS + i] = histogram_at(&l->others, parts[i]);
-        }
+        result_latency(&r, l);
     }
-    kill(server.pid, SIGKILL);
-    waitpid(server.pid, NULL, 0);
+    r.of[MEMORY] = (server_memory(&server) - memory) / count;
+    server_stop(&server);
+    return r;
+}
+
+/* How late a few clients in a channel of their own get their messages while
+ * the scenario's are busy in theirs (or idle, if nobody sends). Each load is
+ * a process; the small one goes first when it has something to do. */
+static struct result measure_beside(const char *command, struct scenario sc,
+                                    int64_t time) {
+    struct result r = {0};
+    struct server server = server_start(command, sc.clients + 64);
+    struct sched_param first = {1};
+    int pipes[2], status;
+    char ready;
+    must(pipe(pipes), "pipe");
+    pid_t pid = must(fork(), "fork");
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        struct load *l = load_open(sc);
+        load_connect(l, server.port);
+        ready = write(pipes[1], "+", 1) == 1;
+        if (sc.senders > 0) load_talk(l, time + 2 * WARM_UP);
+        else usleep((useconds_t)((time + 2 * WARM_UP) / 1000));
+        _exit(!ready); /* else: a fail() has exited with 1 */
+    }
+    close(pipes[1]);
+    if (read(pipes[0], &ready, 1) != 1) exit(1); /* it said why */
+    close(pipes[0]);
+    struct load *l = load_open((struct scenario){10, 1, 1, 32, 200,
+                                                 "/?channel=small"});
+    if (sched_setscheduler(0, SCHED_FIFO, &first)) setpriority(0, 0, -20);
+    load_connect(l, server.port);
+    load_talk(l, WARM_UP);
+    l->measuring = true;
+    load_talk(l, time);
+    result_latency(&r, l);
+    if (waitpid(pid, &status, 0) < 0 || status) exit(1);
+    server_stop(&server);
+    return r;
+}
+
+/* One run of wrk. Fails if an answer was not the page. */
+static double http_requests(int port, int64_t time) {
+    char command[256], line[256];
+    double requests = 0;
+    long seconds = (long)((time + SECOND - 1) / SECOND);
+    snprintf(command, sizeof command, "exec wrk -t1 -c32 -d%lds "
+             "http://127.0.0.1:%d/ 2>&1", seconds, port);
+    FILE *wrk = popen(command, "r");
+    while (wrk && fgets(line, sizeof line, wrk)) {
+        sscanf(line, " %lf requests in", &requests);
+        if (strstr(line, "errors") || strstr(line, "Non-2xx"))
+            fail("wrk: %s", line);
+    }
+    if (!wrk || pclose(wrk) || requests == 0) fail("wrk did not run: %s", line);
+    return requests;
+}
+
+static struct result measure_http(const char *command, struct scenario sc,
+                                  int64_t time) {
+    struct result r = {0};
+    struct server server = server_start(command, sc.clients);
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)server.port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = -1, error = -1;
+    for (int64_t end = now() + PATIENCE; error; close(fd)) { /* nginx: soon */
+        if (now() > end) fail("%s does not listen", command);
+        usleep(1000);
+        fd = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
+        error = connect(fd, (struct sockaddr *)&at, sizeof at);
+    }
+    int64_t start = now(), cpu = server_cpu(&server);
+    double requests = http_requests(server.port, time);
+    double passed = (double)(now() - start);
+    double used = (double)(server_cpu(&server) - cpu);
+    r.of[RATE] = requests * (double)SECOND / passed;
+    r.of[PER_CPU] = requests * (double)SECOND / used;
+    r.of[BUSY] = 100 * used / passed;
+    server_stop(&server);
     return r;
 }
 
 /* One run, in a process of its own that leaves nothing behind. */
-static struct result run(const char *command, struct scenario sc,
+static struct result run(const struct row *row, const char *command,
                          int64_t time) {
     struct result r;
     int pipes[2];
     must(pipe(pipes), "pipe");
+    fflush(stdout);
     pid_t pid = must(fork(), "fork");
     if (pid == 0) {
-        r = measure(command, sc, time);
+        r = row->measure(command, row->sc, time);
         _exit(write(pipes[1], &r, sizeof r) != sizeof r);
     }
     close(pipes[1]);
@@ -619,100 +761,586 @@ static struct result run(const char *command, struct scenario sc,
     return r;
 }
 
+/* ---- Tables -------------------------------------------------------------
+ * All servers in turn, so many runs; then the medians, and the ratios of the
+ * chat to each other server within a run.
+ */
+enum server_name { CHAT, FLOOR, BUN, WS, DENO, NGINX, FILES, OTHER };
+#define BIT(server) (1u << (server))
+#define OTHERS (~(BIT(OTHER) - 1))
+#define WEBSOCKETS (~(BIT(NGINX) | BIT(FILES)))
+#define ROWS_MAX 64
+
+struct bench {
+    struct {
+        const char *name, *command; /* NULL: the floor, or it is not there */
+    } servers[SERVERS_MAX];
+    unsigned present; /* a bit for each */
+    int runs, row_count;
+    double seconds;
+    struct row *rows; /* all that was measured */
+};
+
+static const struct {
+    const char *name;
+    int width, digits;
+} columns[COLUMNS] = {
+    {"deliv/s", 10, 0}, {"/cpu s", 10, 0}, {"busy %", 7, 0}, {"p50 us", 9, 0},
+    {"p99", 9, 0}, {"p99.9", 9, 0}, {"joins/s", 9, 0}, {"/cpu s", 9, 0},
+    {"B/client", 10, 0}};
+
 static int compare(const void *a, const void *b) {
     const double *x = a, *y = b;
     return (*x > *y) - (*x < *y);
 }
 
-/* The median of a column over the runs of `a`; with `b`, of the ratios. */
-static double median(const struct result *a, const struct result *b, int runs,
-                     int column) {
-    double all[RUNS_MAX];
-    for (int i = 0; i < runs; i++) {
-        all[i] = a[i].of[column];
-        if (b) all[i] = b[i].of[column] > 0 ? all[i] / b[i].of[column] : 0;
-    }
-    qsort(all, (size_t)runs, sizeof *all, compare);
-    return (all[(runs - 1) / 2] + all[runs / 2]) / 2;
-}
-
-static void row(const char *name, const struct result *a,
-                const struct result *b, int runs) {
-    printf("%-12s", name);
-    for (int i = 0; i < COLUMNS; i++) {
-        double value = median(a, b, runs, i);
-        if (value > 0) printf("%*.*f", columns[i].width, b ? 3 : 0, value);
-        else printf("%*s", columns[i].width, "-");
-    }
-    printf("\n");
-}
-
-struct bench {
-    struct {
-        const char *name, *command; /* NULL: the floor */
-    } servers[SERVERS_MAX];
-    int count, runs;
-    double seconds;
+struct spread {
+    double low, median, high;
 };
 
-/* Measures all servers in turn and prints a table. Returns the messages a
- * second that every server can do. */
-static double bench_scenario(const struct bench *b, struct scenario sc) {
-    struct result results[SERVERS_MAX][RUNS_MAX];
-    int64_t time = (int64_t)(b->seconds / b->runs * (double)SECOND);
-    double least = 0;
-    char name[64];
-    printf("\n%d clients, %d senders, ", sc.clients, sc.senders);
-    if (sc.rate > 0) printf("%.0f messages/s", sc.rate);
-    else printf("window %d", sc.window);
-    printf(", %d bytes (latencies in us)\n%-12s", sc.size, "");
-    for (int i = 0; i < COLUMNS; i++)
-        printf("%*s", columns[i].width, columns[i].name);
-    printf("\n");
-    fflush(stdout); /* before a fork */
-    for (int turn = 0; turn < b->runs; turn++)
-        for (int i = 0; i < b->count; i++)
-            results[i][turn] = run(b->servers[i].command, sc, time);
-    for (int i = 0; i < b->count; i++) {
-        double rate = median(results[i], NULL, b->runs, RATE);
-        row(b->servers[i].name, results[i], NULL, b->runs);
-        if (i == 0 || rate < least) least = rate;
+/* A column over all runs of server `a`, as ratios to server `b` if that is
+ * not -1. All zero: it was not measured. */
+static struct spread spread_of(const struct bench *bench, const struct row *row,
+                               int a, int b, enum column column) {
+    double all[RUNS_MAX];
+    int runs = bench->runs;
+    for (int i = 0; i < runs; i++) {
+        all[i] = row->results[a][i].of[column];
+        double other = b < 0 ? 1 : row->results[b][i].of[column];
+        all[i] = other > 0 ? all[i] / other : 0;
     }
-    for (int i = 1; i < b->count; i++) {
-        snprintf(name, sizeof name, "chat/%s", b->servers[i].name);
-        row(name, results[0], results[i], b->runs);
-    }
-    return least / sc.clients;
+    qsort(all, (size_t)runs, sizeof *all, compare);
+    return (struct spread){all[0], (all[(runs - 1) / 2] + all[runs / 2]) / 2,
+                           all[runs - 1]};
 }
 
+static double median(const struct bench *b, const struct row *row, int server,
+                     enum column column) {
+    return spread_of(b, row, server, -1, column).median;
+}
+
+/* A number with its thousands apart. */
+static const char *grouped(double value) {
+    static char out[32];
+    char digits[32];
+    int n = snprintf(digits, sizeof digits, "%.0f", value), size = 0;
+    for (int i = 0; i < n; i++) {
+        if (i > 0 && (n - i) % 3 == 0) out[size++] = ',';
+        out[size++] = digits[i];
+    }
+    out[size] = '\0';
+    return out;
+}
+
+static void row_title(const struct row *row, char title[128]) {
+    struct scenario sc = row->sc;
+    int n = snprintf(title, 128, "%s clients, %d sender%s",
+                     grouped(sc.clients), sc.senders,
+                     sc.senders == 1 ? "" : "s");
+    if (row->name) snprintf(title, 128, "%s", row->name);
+    else if (sc.rate > 0)
+        snprintf(title + n, 128 - (size_t)n, ", %.0f messages/s, %d bytes",
+                 sc.rate, sc.size);
+    else if (sc.senders > 0)
+        snprintf(title + n, 128 - (size_t)n, ", window %d, %d bytes",
+                 sc.window, sc.size);
+}
+
+/* What the row was measured for. */
+static enum column row_column(const struct row *row) {
+    if (row->part == HTTP) return PER_CPU;
+    if (row->part == CHANNELS || row->sc.rate > 0) return P99;
+    return row->sc.senders > 0 ? PER_CPU : JOINS;
+}
+
+/* The line of a server, or (`to` not -1) of its ratios to another. */
+static void row_line(const struct bench *b, const struct row *row, int server,
+                     int to) {
+    char name[64];
+    snprintf(name, sizeof name, "%s%s%s", b->servers[server].name,
+             to < 0 ? "" : "/", to < 0 ? "" : b->servers[to].name);
+    printf("\n%-12s", name);
+    for (int i = 0; i < COLUMNS; i++) {
+        struct spread s = spread_of(b, row, server, to, i);
+        if (median(b, row, CHAT, i) > 0)
+            printf("%*.*f", columns[i].width, to < 0 ? 0 : 3, s.median);
+    }
+    enum column main = row_column(row);
+    struct spread s = spread_of(b, row, server, to, main);
+    if (to >= 0)
+        printf("   (%s %.2f to %.2f)", columns[main].name, s.low, s.high);
+}
+
+/* Prints what was measured of one row. */
+static void row_print(const struct bench *b, const struct row *row) {
+    char title[128];
+    row_title(row, title);
+    printf("\n%s\n%-12s", title, "");
+    for (int i = 0; i < COLUMNS; i++)
+        if (median(b, row, CHAT, i) > 0)
+            printf("%*s", columns[i].width, columns[i].name);
+    for (int s = 0; s < SERVERS_MAX; s++)
+        if (row->servers & BIT(s)) row_line(b, row, s, -1);
+    for (int s = 1; s < SERVERS_MAX; s++)
+        if (row->servers & BIT(s)) row_line(b, row, CHAT, s);
+    printf("\n");
+}
+
+/* Measures a new row with those servers that are there. */
+static struct row *bench_row(struct bench *b, struct row what) {
+    if (b->row_count == ROWS_MAX) fail("too many scenarios");
+    struct row *row = &b->rows[b->row_count++];
+    int64_t time = (int64_t)(b->seconds / b->runs * (double)SECOND);
+    /* Of many clients, each gets a few messages. */
+    int64_t least = (int64_t)what.sc.clients * SECOND / 10000;
+    *row = what;
+    row->servers &= b->present;
+    for (int turn = 0; turn < b->runs; turn++)
+        for (int i = 0; i < SERVERS_MAX; i++) {
+            int s = turn % 2 ? SERVERS_MAX - 1 - i : i; /* to and fro */
+            if (row->servers & BIT(s))
+                row->results[s][turn] = run(row, b->servers[s].command,
+                                            time > least ? time : least);
+        }
+    row_print(b, row);
+    return row;
+}
+
+/* ---- The parts ---------------------------------------------------------- */
+static const struct scenario usual[] = {
+    {1000, 1, 1, 32, 0, NULL}, {1000, 1, 64, 32, 0, NULL},
+    {200, 200, 1, 32, 0, NULL}, {200, 20, 1, 512, 0, NULL},
+    {50, 10, 8, 3000, 0, NULL}};
+enum { USUAL = sizeof usual / sizeof *usual };
+static const int sizes[] = {100, 300, 1000, 3000, 10000, 19000};
+enum { SIZES = sizeof sizes / sizeof *sizes };
+
+static void part_fanout(struct bench *b) {
+    for (int i = 0; i < USUAL; i++)
+        bench_row(b, (struct row){FANOUT, .sc = usual[i],
+            .measure = measure_chat, .servers = WEBSOCKETS});
+}
+
+/* Half of what the slower one of chat and floor can do: measured before, or
+ * now. */
+static void part_latency(struct bench *b) {
+    unsigned both = BIT(CHAT) | BIT(FLOOR);
+    for (int i = 0; i < USUAL; i++) {
+        struct scenario sc = usual[i];
+        struct row *row = NULL;
+        for (int k = 0; k < b->row_count; k++)
+            if (!memcmp(&b->rows[k].sc, &sc, sizeof sc)) row = &b->rows[k];
+        if (!row) row = bench_row(b, (struct row){GIVEN, .sc = sc,
+            .measure = measure_chat, .servers = both});
+        double chat = median(b, row, CHAT, RATE);
+        double least = median(b, row, FLOOR, RATE);
+        sc.rate = (chat < least ? chat : least) / sc.clients / 2;
+        bench_row(b, (struct row){LATENCY, .sc = sc, .measure = measure_chat,
+                                  .servers = both | BIT(BUN) | OTHERS});
+    }
+}
+
+static void part_joins(struct bench *b) {
+    bench_row(b, (struct row){JOINING, "2,000 clients join",
+        .sc = {2000, 0, 1, 32, 0, NULL}, .measure = measure_chat,
+        .servers = WEBSOCKETS});
+    bench_row(b, (struct row){JOINING, "10,000 clients join",
+        .sc = {10000, 0, 1, 32, 0, NULL}, .measure = measure_chat,
+        .servers = BIT(CHAT) | BIT(FLOOR) | BIT(BUN) | OTHERS});
+}
+
+static void part_growth(struct bench *b) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    for (int i = 0; i < SIZES; i++) {
+        if ((rlim_t)sizes[i] + 100 > limit.rlim_cur) {
+            printf("\nskipped: %d clients: RLIMIT_NOFILE is %llu\n", sizes[i],
+                   (unsigned long long)limit.rlim_cur);
+            continue;
+        }
+        bench_row(b, (struct row){GROWTH, .sc = {sizes[i], 1, 1, 32, 0, NULL},
+            .measure = measure_chat,
+            .servers = BIT(CHAT) | BIT(FLOOR) | BIT(BUN) | OTHERS});
+    }
+}
+
+static void part_channels(struct bench *b) {
+    static const char *const names[] = {
+        "10 clients in a channel, 10,000 idle in another",
+        "10 clients in a channel, 10,000 in another, 1 sender, window 4",
+        "10 clients in a channel, 10,000 in another, 100 senders, window 1"};
+    for (int i = 0; i < 3; i++)
+        bench_row(b, (struct row){CHANNELS, names[i],
+            .sc = {10000, i == 0 ? 0 : i == 1 ? 1 : 100, i == 1 ? 4 : 1, 32,
+                   0, "/?channel=big"},
+            .measure = measure_beside, .servers = BIT(CHAT) | OTHERS});
+}
+
+/* nginx as one process on a free port, with the same page; its files are
+ * written to build/nginx. */
+static bool nginx_prepare(char *command, size_t size) {
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof at;
+    if (system("command -v nginx >/dev/null && command -v wrk >/dev/null &&"
+               "mkdir -p build/nginx/html && cp index.html build/nginx/html"))
+        return false;
+    int fd = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
+    must(bind(fd, (struct sockaddr *)&at, sizeof at), "bind");
+    getsockname(fd, (struct sockaddr *)&at, &length);
+    close(fd);
+    FILE *file = fopen("build/nginx/nginx.conf", "w");
+    if (!file) fail("build/nginx/nginx.conf: %s", strerror(errno));
+    fprintf(file, "daemon off;\nmaster_process off;\npid nginx.pid;\n"
+            "error_log stderr error;\nevents { worker_connections 1024; }\n"
+            "http {\n"
+            "    client_body_temp_path tmp;\n    proxy_temp_path tmp;\n"
+            "    fastcgi_temp_path tmp;\n    uwsgi_temp_path tmp;\n"
+            "    scgi_temp_path tmp;\n"
+            "    access_log off;\n    sendfile on;\n    tcp_nopush on;\n"
+            "    open_file_cache max=100;\n    types { text/html html; }\n"
+            "    keepalive_requests 1000000000;\n"
+            "    server { listen 127.0.0.1:%d; root html; }\n}\n",
+            ntohs(at.sin_port));
+    if (fclose(file)) fail("build/nginx/nginx.conf: %s", strerror(errno));
+    snprintf(command, size, "cd build/nginx && echo http://localhost:%d/ && "
+             "exec nginx -e stderr -p . -c nginx.conf", ntohs(at.sin_port));
+    return true;
+}
+
+static void part_http(struct bench *b) {
+    static char nginx[256];
+    if (!nginx_prepare(nginx, sizeof nginx)) {
+        printf("skipped: http: needs nginx and wrk (Debian: nginx-light)\n");
+        return;
+    }
+    b->servers[NGINX].command = nginx;
+    b->present |= BIT(NGINX) | BIT(FILES);
+    bench_row(b, (struct row){HTTP, "GET /, 32 connections kept alive",
+        .sc = {.clients = 32}, .measure = measure_http,
+        .servers = BIT(CHAT) | BIT(NGINX) | BIT(FILES) | OTHERS});
+}
+
+/* ---- The summary --------------------------------------------------------
+ * Markdown tables. A cell is the median of the ratios and their range.
+ */
+static void spread_print(FILE *out, struct spread s) {
+    int digits = s.median < 9.95 ? 2 : 0;
+    if (s.median == 0) fprintf(out, " -");
+    else fprintf(out, " %.*f (%.*f-%.*f)", digits, s.median, digits, s.low,
+                 digits, s.high);
+}
+
+/* The ratios to the floor and to the peers that are there. */
+static void summary_part(FILE *out, const struct bench *b, enum part part,
+                         enum column column, const char *head) {
+    bool empty = true;
+    char title[128];
+    for (int k = 0; k < b->row_count; k++) {
+        const struct row *row = &b->rows[k];
+        if (row->part != part) continue;
+        if (empty) fprintf(out, "\n| %s | to the floor | to Bun | to ws | "
+                           "to Deno |\n|---|--:|--:|--:|--:|--:|\n", head);
+        empty = false;
+        row_title(row, title);
+        fprintf(out, "| %s | %s |", title,
+                grouped(median(b, row, CHAT, column)));
+        for (int s = FLOOR; s <= DENO; s++) {
+            spread_print(out, spread_of(b, row, CHAT, s, column));
+            fprintf(out, " |");
+        }
+        fprintf(out, "\n");
+    }
+    if (part == FANOUT && !empty)
+        fprintf(out, "| *goal* | | 0.95 | 1, or 2.5 where all talk | | "
+                "25 where all talk |\n");
+    if (part == LATENCY && !empty)
+        fprintf(out, "| *goal* | | at most 1.1 | | | |\n");
+}
+
+/* What is no table: one line each. */
+static void summary_line(FILE *out, const struct bench *b,
+                         const struct row *row) {
+    char title[128];
+    row_title(row, title);
+    if (row->part == HTTP) {
+        fprintf(out, "- %s: %s requests a CPU second;", title,
+                grouped(median(b, row, CHAT, PER_CPU)));
+        spread_print(out, spread_of(b, row, CHAT, NGINX, PER_CPU));
+        fprintf(out, " of nginx, with `-d`");
+        spread_print(out, spread_of(b, row, FILES, NGINX, PER_CPU));
+        fprintf(out, ". Goal: 1.\n");
+    }
+    if (row->part == CHANNELS)
+        fprintf(out, "- %s: latency in the small one %.1f ms (p50), %.1f ms "
+                "(p99).\n", title, median(b, row, CHAT, P50) / 1000,
+                median(b, row, CHAT, P99) / 1000);
+    if (row->part == JOINING)
+        fprintf(out, "- %s: %.0f bytes of memory each. Goal: 200.\n", title,
+                median(b, row, CHAT, MEMORY));
+}
+
+/* From the least to the most clients. */
+static void summary_growth(FILE *out, const struct bench *b) {
+    const struct row *first = NULL, *last = NULL;
+    for (int k = 0; k < b->row_count; k++) {
+        if (b->rows[k].part != GROWTH) continue;
+        first = first ? first : &b->rows[k];
+        last = &b->rows[k];
+    }
+    if (!first) return;
+    fprintf(out, "- From %d ", first->sc.clients);
+    fprintf(out, "to %s clients in a channel: %.1f to %.1f µs of CPU a "
+            "delivery (the floor: %.1f to %.1f), ", grouped(last->sc.clients),
+            1e6 / median(b, first, CHAT, PER_CPU),
+            1e6 / median(b, last, CHAT, PER_CPU),
+            1e6 / median(b, first, FLOOR, PER_CPU),
+            1e6 / median(b, last, FLOOR, PER_CPU));
+    fprintf(out, "%.0f to %.0f bytes a client.\n",
+            median(b, first, CHAT, MEMORY), median(b, last, CHAT, MEMORY));
+}
+
+/* "Intel(R) Xeon(R)", 2 cores, Linux 6.1, and so on. */
+static void summary_machine(FILE *out, const struct bench *b) {
+    char line[256], cpu[256] = "unknown CPU";
+    char tcp[32];
+    struct utsname kernel;
+    time_t day = time(NULL);
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "model name : %255[^\n]", cpu) == 1) break;
+    if (file) fclose(file);
+    file = fopen("/proc/sys/net/ipv4/tcp_congestion_control", "r");
+    if (!file || fscanf(file, "%31s", tcp) != 1) strcpy(tcp, "?");
+    if (file) fclose(file);
+    uname(&kernel);
+    strftime(line, sizeof line, "%Y-%m-%d", gmtime(&day));
+    fprintf(out, "%s, %ld cores, Linux %s, TCP %s, %s; medians of %d runs.\n",
+            cpu, sysconf(_SC_NPROCESSORS_ONLN), kernel.release, tcp, line,
+            b->runs);
+}
+
+static void summary(FILE *out, const struct bench *b) {
+    summary_machine(out, b);
+    summary_part(out, b, FANOUT, PER_CPU,
+                 "scenario | deliveries a CPU second");
+    summary_part(out, b, LATENCY, P99, "at half of the most | p99, µs");
+    summary_part(out, b, JOINING, JOINS, "handshakes | a CPU second");
+    fprintf(out, "\n");
+    for (int k = 0; k < b->row_count; k++) summary_line(out, b, &b->rows[k]);
+    summary_growth(out, b);
+}
+
+/* ---- The plot -----------------------------------------------------------
+ * Above: what each server does beside the floor. Below: what a client costs
+ * while there are more and more of them.
+ */
+static const struct {
+    const char *name, *color;
+} plotted[] = {[CHAT] = {"chat", "#2f81f7"}, [FLOOR] = {"floor", "#8b949e"},
+               [BUN] = {"Bun", "#e0742c"}, [WS] = {"ws", "#a371f7"},
+               [DENO] = {"Deno", "#2da44e"}};
+enum { PLOTTED = sizeof plotted / sizeof *plotted, BAR = 530 };
+
+/* The bars of one row, from `y` on. Returns where they end. */
+static double plot_row(FILE *out, const struct bench *b, const struct row *row,
+                       double y) {
+    char title[128], text[32];
+    row_title(row, title);
+    svg_text(out, 24, y + 12, "", "start", title);
+    y += 18;
+    for (int s = 0; s < PLOTTED; s++) {
+        double ratio = spread_of(b, row, s, FLOOR, PER_CPU).median;
+        if (s == FLOOR || ratio == 0) continue;
+        snprintf(text, sizeof text, "%.*f", ratio < 0.1 ? 3 : 2, ratio);
+        svg_text(out, 66, y + 10, "small", "end", plotted[s].name);
+        double width = BAR * fmin(ratio, 1.2);
+        svg_bar(out, 74, y, width, 11, plotted[s].color);
+        svg_text(out, 80 + width, y + 10, "small", "start", text);
+        y += 14;
+    }
+    return y + 8;
+}
+
+/* A server's column by the number of clients, as points. Returns how many. */
+static int plot_points(const struct bench *b, int server, enum column column,
+                       double at[SIZES][2]) {
+    int count = 0;
+    for (int k = 0; k < b->row_count && count < SIZES; k++) {
+        const struct row *row = &b->rows[k];
+        double value = median(b, row, server, column);
+        if (row->part != GROWTH || value <= 0) continue;
+        at[count][0] = row->sc.clients;
+        at[count++][1] = column == PER_CPU ? 1e6 / value /* us */ : value;
+    }
+    return count;
+}
+
+/* A line for each server, with its name at the end; names keep apart. */
+static void plot_growth(FILE *out, const struct bench *b, const struct axes *a,
+                        enum column column) {
+    double at[SIZES][2], name_y[BUN + 1], last = 0;
+    for (int s = BUN; s >= CHAT; s--) { /* the chat on top */
+        int count = plot_points(b, s, column, at);
+        name_y[s] = 0;
+        if (count < 2 || (s == FLOOR && column == MEMORY)) continue;
+        axes_line(out, a, (const double (*)[2])at, count, plotted[s].color);
+        name_y[s] = axes_y(a, at[count - 1][1]) + 4;
+    }
+    for (int left = BUN + 1; left > 0; left--) {
+        int top = CHAT; /* of those that are left */
+        for (int s = FLOOR; s <= BUN; s++)
+            if (name_y[top] == 0 || (name_y[s] > 0 && name_y[s] < name_y[top]))
+                top = s;
+        if (name_y[top] == 0) return;
+        last = fmax(name_y[top], last + 12);
+        svg_text(out, a->left + a->width + 8, last, "small", "start",
+                 plotted[top].name);
+        name_y[top] = 0;
+    }
+}
+
+static void plot_below(FILE *out, const struct bench *b, double y) {
+    static const char *const sizes_text[] = {"100", "1,000"};
+    struct axes cpu = {60, y + 40, 250, 170, 100, 19000, 0, 8, false};
+    struct axes memory = {440, y + 40, 250, 170, 100, 19000, 10, 10000, true};
+    char text[16];
+    svg_text(out, 24, y + 12, "title", "start", "CPU a delivery, in µs");
+    svg_text(out, 404, y + 12, "title", "start",
+             "Memory a client, in bytes");
+    for (int i = 0; i <= 8; i += 2) {
+        snprintf(text, sizeof text, "%d", i);
+        axes_y_mark(out, &cpu, i, text);
+    }
+    for (int i = 10; i <= 10000; i *= 10)
+        axes_y_mark(out, &memory, i, grouped(i));
+    for (int i = 0, x = 100; i < 2; i++, x *= 10) {
+        axes_x_mark(out, &cpu, x, sizes_text[i]);
+        axes_x_mark(out, &memory, x, sizes_text[i]);
+    }
+    axes_x_mark(out, &cpu, 19000, "19,000");
+    axes_x_mark(out, &memory, 19000, "19,000");
+    plot_growth(out, b, &cpu, PER_CPU);
+    plot_growth(out, b, &memory, MEMORY);
+    svg_text(out, 185, y + 246, "small", "middle", "clients in one channel");
+    svg_text(out, 565, y + 246, "small", "middle", "clients in one channel");
+}
+
+static void plot(FILE *out, const struct bench *b) {
+    int rows = 0, bars = 0;
+    bool growth = false;
+    for (int k = 0; k < b->row_count; k++) {
+        growth |= b->rows[k].part == GROWTH;
+        if (b->rows[k].part != FANOUT) continue;
+        rows++;
+        for (int s = 0; s < PLOTTED; s++)
+            bars += s != FLOOR && b->rows[k].servers & BIT(s) ? 1 : 0;
+    }
+    double y = 46, above = rows ? y + 26 * rows + 14 * bars + 14 : 24;
+    svg_begin(out, 760, (int)above + (growth ? 266 : 0),
+              "What the chat does beside other servers");
+    if (rows) {
+        svg_text(out, 24, 30, "title", "start", "Deliveries a second of the "
+                 "server's CPU, floor = 1");
+        svg_line(out, "grid goal", 74 + BAR, 38, 74 + BAR, above - 18);
+        svg_text(out, 74 + BAR, 30, "small", "middle", "floor");
+    }
+    for (int k = 0; k < b->row_count; k++)
+        if (b->rows[k].part == FANOUT) y = plot_row(out, b, &b->rows[k], y);
+    if (growth) plot_below(out, b, above);
+    fprintf(out, "</svg>\n");
+}
+
+/* ---- Options and main ---------------------------------------------------- */
 static struct scenario scenario_parse(const char *text) {
     struct scenario sc = {0};
     int n = sscanf(text, "%d,%d,%d,%d,%lf", &sc.clients, &sc.senders,
                    &sc.window, &sc.size, &sc.rate);
     if (n < 4 || sc.clients < 1 || sc.senders < 0 || sc.window < 1 ||
         sc.senders > sc.clients || sc.size < STAMP || sc.size > UINT16_MAX)
-        fail("not a scenario: %s", text);
+        fail("neither part nor scenario: %s", text);
     return sc;
 }
 
-int main(int argc, char **argv) {
-    static char chat[1024], *usual[] = {
-        "1000,1,1,32", "1000,1,64,32", "200,200,1,32", "200,20,1,512", NULL};
-    struct bench b = {.count = 2, .runs = 4, .seconds = 2};
-    struct rlimit limit;
-    bool latency = false;
+static void bench_part(struct bench *b, const char *name) {
+    static const struct {
+        const char *name;
+        void (*run)(struct bench *b);
+    } parts[] = {{"fanout", part_fanout}, {"latency", part_latency},
+                 {"joins", part_joins}, {"channels", part_channels},
+                 {"http", part_http}, {"growth", part_growth}};
+    bool found = false;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (!strcmp(name, parts[i].name) || !strcmp(name, "all")) {
+            parts[i].run(b);
+            found = true;
+        }
+    if (!found)
+        bench_row(b, (struct row){GIVEN, .sc = scenario_parse(name),
+            .measure = measure_chat, .servers = WEBSOCKETS});
+}
+
+static void bench_server(struct bench *b, int i, const char *name,
+                         const char *command) {
+    b->servers[i].name = name;
+    b->servers[i].command = command;
+    b->present |= BIT(i);
+}
+
+/* The chat, the floor and those peers that "make peers" has installed. */
+static void bench_servers(struct bench *b) {
+    static const struct {
+        const char *name, *needs, *command;
+    } peers[] = {
+        [BUN] = {"bun", "build/peers/node_modules/.bin/bun",
+                 "exec build/peers/node_modules/.bin/bun test/peers/bun.js"},
+        [WS] = {"ws", "build/peers/node_modules/ws/package.json",
+                "exec node test/peers/ws.js"},
+        [DENO] = {"deno", "build/peers/node_modules/.bin/deno",
+                  "exec build/peers/node_modules/.bin/deno run --no-config "
+                  "--allow-net test/peers/deno.js"}};
+    static char chat[1024], files[1100];
     snprintf(chat, sizeof chat, "exec %s -p 0 -q -b none",
              getenv("CHAT") ? getenv("CHAT") : "./chat");
-    b.servers[0].name = "chat";
-    b.servers[0].command = chat;
-    b.servers[1].name = "floor";
-    for (int c; (c = getopt(argc, argv, "t:n:lx:")) != -1;) {
+    snprintf(files, sizeof files, "%s -d build/nginx/html", chat);
+    bench_server(b, CHAT, "chat", chat);
+    bench_server(b, FLOOR, "floor", NULL);
+    bench_server(b, NGINX, "nginx", NULL); /* there if its part runs */
+    bench_server(b, FILES, "chat -d", files);
+    b->present &= ~(BIT(NGINX) | BIT(FILES));
+    for (int i = BUN; i <= DENO; i++) {
+        bench_server(b, i, peers[i].name, peers[i].command);
+        if (!access(peers[i].needs, F_OK)) continue;
+        printf("skipped: %s: not installed, see make peers\n", peers[i].name);
+        b->present &= ~BIT(i);
+    }
+}
+
+/* Writes what a function prints into a file. */
+static void write_to(const char *path, const struct bench *b,
+                     void (*print)(FILE *out, const struct bench *b)) {
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (!path) return;
+    if (!file) fail("%s: %s", path, strerror(errno));
+    print(file, b);
+    if (fclose(file)) fail("%s: %s", path, strerror(errno));
+}
+
+int main(int argc, char **argv) {
+    static struct row rows[ROWS_MAX];
+    struct bench b = {.runs = 4, .seconds = 2, .rows = rows};
+    struct rlimit limit;
+    const char *markdown = NULL, *svg = NULL;
+    bench_servers(&b);
+    for (int c, other = OTHER; (c = getopt(argc, argv, "ft:n:x:o:p:")) != -1;) {
+        if (c == 'f') b.present &= ~(BIT(BUN) | BIT(WS) | BIT(DENO));
         if (c == 't') b.seconds = atof(optarg);
         if (c == 'n') b.runs = atoi(optarg);
-        if (c == 'l') latency = true;
-        if (c == 'x' && b.count < SERVERS_MAX && strchr(optarg, '=')) {
-            b.servers[b.count].name = strtok(optarg, "=");
-            b.servers[b.count++].command = strtok(NULL, "");
+        if (c == 'o') markdown = optarg;
+        if (c == 'p') svg = optarg;
+        if (c == 'x' && other < SERVERS_MAX && strchr(optarg, '=')) {
+            const char *name = strtok(optarg, "=");
+            bench_server(&b, other++, name, strtok(NULL, ""));
         }
         if (c == '?') return 2;
     }
@@ -721,12 +1349,11 @@ int main(int argc, char **argv) {
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
     pin((int)sysconf(_SC_NPROCESSORS_ONLN) - 1);
-    for (char **at = optind < argc ? argv + optind : usual; *at; at++) {
-        struct scenario sc = scenario_parse(*at);
-        double most = bench_scenario(&b, sc);
-        if (!latency || sc.rate > 0 || sc.senders == 0) continue;
-        sc.rate = most / 2;
-        bench_scenario(&b, sc);
-    }
+    if (optind == argc) bench_part(&b, "fanout");
+    for (int i = optind; i < argc; i++) bench_part(&b, argv[i]);
+    printf("\n");
+    summary(stdout, &b);
+    write_to(markdown, &b, summary);
+    write_to(svg, &b, plot);
     return 0;
 }
