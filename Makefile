@@ -123,6 +123,12 @@ static: main.c index.html
 	    echo "make static: needs musl-gcc (Debian: musl-tools)" >&2; exit 1; }
 	musl-gcc -static $(STD) $(WARN) $(CFLAGS) main.c -o chat $(LDFLAGS)
 
+# After a change of main.c: the lines that README.md links to.
+links:
+	@mkdir -p build
+	awk -f test/links.awk main.c README.md > build/README.md
+	cp build/README.md README.md
+
 install: $(CHAT)
 	install -D -m 755 chat $(DESTDIR)$(PREFIX)/bin/chat
 
@@ -131,4 +137,4 @@ clean:
 
 .PRECIOUS: build/fuzz-%
 .PHONY: all run test sanitize analyze valgrind coverage bench bench-all \
-        peers fuzz static install clean
+        peers fuzz static install links clean

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Is README.md true to the program in $CHAT? Its usage text is that of -h, the
-# options it suggests exist, and so do the files and make targets it names.
+# options it suggests exist, and so do the files, the make targets and the
+# places in main.c that it names.
 cd "$(dirname "$0")/.." || exit 1
 CHAT=${CHAT:-./chat}
 case $CHAT in /*) ;; *) CHAT=$PWD/$CHAT ;; esac
@@ -95,5 +96,14 @@ wrong=$(while read -r target; do
 done <"$dir/targets")
 [ -s "$dir/targets" ] || wrong='none found'
 result 'the make targets it names exist' "${wrong:+not there: }$wrong"
+
+# ---- Links into main.c ---------------------------------------------------------
+awk -f test/links.awk main.c README.md >"$dir/readme"
+wrong=$(diff README.md "$dir/readme" | grep '^<' | head -n 3)
+[ -z "$wrong" ] || wrong="'make links' mends: $wrong"
+grep -q 'main.c#L0)' "$dir/readme" && wrong=$(grep -o '\[[^]]*\](main.c#L0)' \
+    "$dir/readme")
+grep -q 'main.c#L' README.md || wrong='none found'
+result 'its links into main.c lead where they say' "$wrong"
 
 exit $failed
