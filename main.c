@@ -2117,7 +2117,9 @@ static bool nats_message(struct server *s, struct client *c, struct input *in,
     char *subject = strsep(&rest, " ");
     strsep(&subject, "."); /* chat */
     const char *kind = strsep(&subject, "."), *code = subject ? subject : "";
-    int opcode = kind && !strcmp(kind, "binary") ? BINARY : TEXT;
+    int opcode = 0; /* none that a message may have */
+    if (kind && !strcmp(kind, "text")) opcode = TEXT;
+    if (kind && !strcmp(kind, "binary")) opcode = BINARY;
     ssize_t n = percent_decode(code, strlen(code), name, false);
     struct text channel = {name, n < 0 ? SIZE_MAX : (size_t)n};
     if (!bus_message(s, channel, opcode,
