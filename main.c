@@ -1962,11 +1962,14 @@ static void nats_configure(struct server *s) {
     at = strrchr(host, '@');
     if (at) {
         *at = '\0';
-        if (percent_decode(host, (size_t)(at - host), host, false) < 0)
-            option_error("bus", "bad %XX");
         n->user = host;
         n->password = strchr(host, ':');
         if (n->password) *n->password++ = '\0';
+        char *user = n->user, *pass = n->password;
+        if (percent_decode(user, strlen(user), user, false) < 0 ||
+            (pass && percent_decode(pass, strlen(pass), pass, false) < 0))
+            option_error("bus", "bad %XX");
+        memset((char *)s->option['b'] + 7, '*', (size_t)(at - host)); /* ps */
         host = at + 1;
     }
     must(asprintf(&shown, "nats://%s", host), "asprintf");
