@@ -2152,7 +2152,7 @@ static bool nats_step(struct server *s, struct client *c, struct input *in) {
     else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
     else if (!strcmp(line, "PONG")) nats_join(s, c);
     else if (strcmp(line, "+OK") != 0)
-        nats_error(s, line, strstr(line, "Authorization") != NULL);
+        nats_error(s, line, strstr(line, "Violation") != NULL);
     s->nats.skip |= strstr(line, "Maximum Payload") != NULL;
     return !c->dead;
 }
