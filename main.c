@@ -1340,8 +1340,8 @@ static void bus_error(struct server *s, const char *what) {
     unsigned long long count = ++s->counters[BUS_ERRORS];
     if (s->now < s->bus.error_at) return;
     s->bus.error_at = s->now + 10 * SECOND;
-    fprintf(stderr, "chat: message error on the bus: %s (%llu so far)\n", what,
-            count);
+    fprintf(stderr, "chat: message error on the bus: %.200s (%llu so far)\n",
+            what, count);
 }
 
 /* Signs and sends. Best effort: what the kernel does not take is lost like
@@ -2064,6 +2064,11 @@ static void nats_error(struct server *s, const char *what, bool for_good) {
     bus_error(s, what);
 }
 
+static void nats_nonsense(struct server *s, struct client *c) {
+    bus_error(s, "NATS sends what makes no sense");
+    client_kill(s, c);
+}
+
 /* Answers INFO. */
 static void nats_greet(struct server *s, struct client *c, const char *info) {
     struct nats *n = &s->nats;
@@ -2112,8 +2117,7 @@ static bool nats_message(struct server *s, struct client *c, struct input *in,
     snprintf(copy, sizeof copy, "%.*s", (int)line_size - 2, line);
     int64_t size = parse_number(strrchr(copy, ' ') + 1);
     if (size < 0 || size > NATS_PAYLOAD || line_size > sizeof copy) {
-        nats_error(s, "NATS sends what makes no sense", false);
-        client_kill(s, c);
+        nats_nonsense(s, c);
         return false;
     }
     if (in->size - in->next < line_size + (size_t)size + 2) return false;
@@ -2140,7 +2144,7 @@ static bool nats_step(struct server *s, struct client *c, struct input *in) {
     char *line = (char *)in->bytes + in->next;
     size_t left = in->size - in->next;
     char *end = memmem(line, left, "\r\n", 2);
-    if (!end && left > NATS_LINE) client_kill(s, c);
+    if (!end && left > NATS_LINE) nats_nonsense(s, c);
     if (!end) return false;
     if (!strncmp(line, "MSG ", 4))
         return nats_message(s, c, in, line, (size_t)(end - line) + 2);
@@ -2150,7 +2154,9 @@ static bool nats_step(struct server *s, struct client *c, struct input *in) {
         if (*at < ' ' || *at > '~') *at = '?';
     if (!strncmp(line, "INFO ", 5)) nats_greet(s, c, line);
     else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
-    else if (!strcmp(line, "PONG")) nats_join(s, c);
+    else if (!strcmp(line, "PONG")) {
+        if (s->nats.greeted) nats_join(s, c);
+    }
     else if (strcmp(line, "+OK") != 0)
         nats_error(s, line, strstr(line, "Violation") != NULL);
     s->nats.skip |= strstr(line, "Maximum Payload") != NULL;
