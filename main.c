@@ -1038,7 +1038,7 @@ static size_t client_send(struct server *s, struct client *c, const void *bytes,
     c->blocked = n < (ssize_t)size;
     if (n <= 0) return 0;
     s->counters[BYTES_OUT] += (uint64_t)n;
-    if (!c->websocket) c->deadline = s->now + IDLE_TIME;
+    if (!c->websocket && !c->nats) c->deadline = s->now + IDLE_TIME;
     return (size_t)n;
 }
 
@@ -2106,6 +2106,7 @@ static void nats_join(struct server *s, struct client *c) {
     n->channel.dirty = true;
     n->met = true;
     n->backoff = 0;
+    c->deadline = s->now + PING_TIME;
     s->counters[BUS_PEERS] = 1;
 }
 
@@ -2167,13 +2168,17 @@ static void nats_connect(struct server *s) {
     struct nats *n = &s->nats;
     if (n->backoff == SECOND / 10)
         fprintf(stderr, "chat: cannot reach %s, trying on\n", s->option['b']);
-    int on = 1, fd = socket(n->to.ss_family, SOCK_STREAM | SOCK_NONBLOCK |
-                            SOCK_CLOEXEC, 0);
+    int on = 1, size = SEND_BUFFER, patience = REQUEST_TIME;
+    int fd = socket(n->to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+                    0);
     n->backoff = n->backoff ? n->backoff * 2 : SECOND / 10;
     if (n->backoff > NATS_BACKOFF) n->backoff = NATS_BACKOFF;
     n->retry_at = s->now + n->backoff / 2 + random() % n->backoff / 2;
     if (fd < 0) return;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    /* These two bound what is under way, and so lost with a connection. */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience);
     if (connect(fd, (struct sockaddr *)&n->to, n->to_size) &&
         errno != EINPROGRESS) {
         close(fd);
@@ -2878,7 +2883,7 @@ static void client_read(struct server *s, struct client *c) {
     s->counters[BYTES_IN] += (uint64_t)n;
     in->size += (size_t)n;
     c->pinged = false;
-    if (c->websocket) c->deadline = s->now + PING_TIME;
+    if (c->channel) c->deadline = s->now + PING_TIME;
     client_process(s, c);
 }
 
