@@ -1992,6 +1992,7 @@ static void nats_configure(struct server *s) {
 static void nats_open(struct server *s) {
     if (!s->nats.on) return;
     srandom((unsigned)getpid());
+    s->max_clients++; /* its connection is none of the clients */
     if (!log_open(&s->nats.channel.log, bus_log_size(s)))
         fail("bus: mmap", strerror(errno));
 }
