@@ -2227,7 +2227,7 @@ static int64_t nats_tick(struct server *s) {
         client_flush(s, c);
     }
     if (!c && !s->stopping && s->now >= n->retry_at) nats_connect(s);
-    return n->connection ? INT64_MAX : n->retry_at;
+    return n->connection || s->stopping ? INT64_MAX : n->retry_at;
 }
 
 /* A message from one of our clients (or from /send), on its way to all.
@@ -3031,8 +3031,7 @@ static int server_round_end(struct server *s) {
         more |= ch->dirty || ch->at;
     }
     if (s->nats.channel.dirty) channel_flush(s, &s->nats.channel);
-    int64_t next = bus_tick(s), nats = nats_tick(s);
-    if (nats < next) next = nats;
+    int64_t next = bus_tick(s), nats;
     if (s->now >= s->tick_at) {
         int due = 0;
         for (size_t fd = 0; fd < s->clients_end && due < TIMEOUTS_MAX; fd++)
@@ -3043,6 +3042,8 @@ static int server_round_end(struct server *s) {
         s->tick_at = due < TIMEOUTS_MAX ? s->now + SECOND : s->now;
     }
     server_reap(s);
+    nats = nats_tick(s); /* after it, as a connection that ended is made anew */
+    if (nats < next) next = nats;
     s->catching_up = s->catching_up && (bus_catching_up(s) || nats_waits(s));
     if (!s->catching_up && !s->announced) server_announce(s);
     server_watch_listener(s);
