@@ -793,7 +793,7 @@ struct bus {
 
 struct nats {
     bool on, met;          /* met: it has let us in once */
-    bool greeted, skip;    /* this time; what we sent last is too big for it */
+    bool greeted;          /* this time */
     struct sockaddr_storage to;
     socklen_t to_size;
     char *user, *password; /* user alone: a token; NULL: none */
@@ -1997,11 +1997,16 @@ static void nats_open(struct server *s) {
         fail("bus: mmap", strerror(errno));
 }
 
-/* The whole size of a command in the log. */
-static size_t nats_size(const uint8_t *at) {
+/* The size of a command's payload in the log; and of the whole command. */
+static size_t nats_payload(const uint8_t *at) {
     const uint8_t *end = memchr(at, '\r', NATS_COMMAND);
     const char *size = memrchr(at, ' ', (size_t)(end - at));
-    return (size_t)(end - at) + 2 + (size_t)strtoll(size, NULL, 10) + 2;
+    return (size_t)strtoll(size, NULL, 10);
+}
+
+static size_t nats_size(const uint8_t *at) {
+    const uint8_t *end = memchr(at, '\r', NATS_COMMAND);
+    return (size_t)(end - at) + 2 + nats_payload(at) + 2;
 }
 
 /* Brings n->sent up to the end of what went out, whole commands only. */
@@ -2099,9 +2104,21 @@ static void nats_greet(struct server *s, struct client *c, const char *info) {
 /* It has answered our first ping, so it has let us in. */
 static void nats_join(struct server *s, struct client *c) {
     struct nats *n = &s->nats;
+    const struct log *log = &n->channel.log;
     if (c->channel) return;
     fprintf(stderr, "chat: joined %s\n", s->option['b']);
     nats_advance(n);
+    /* A payload that is too big now would end the connection, so all up to
+     * the last of them is given up. */
+    for (uint64_t at = n->sent, lost = 0; at < log->head;) {
+        const uint8_t *command = log_at(log, at);
+        at += nats_size(command);
+        lost++;
+        if (nats_payload(command) <= s->max_message) continue;
+        s->counters[BUS_LOST] += lost;
+        n->sent = at;
+        lost = 0;
+    }
     c->cursor = c->boundary = n->sent;
     channel_insert(&n->channel, c);
     n->channel.dirty = true;
@@ -2161,7 +2178,6 @@ static bool nats_step(struct server *s, struct client *c, struct input *in) {
     }
     else if (strcmp(line, "+OK") != 0)
         nats_error(s, line, strstr(line, "Violation") != NULL);
-    s->nats.skip |= strstr(line, "Maximum Payload") != NULL;
     return !c->dead;
 }
 
@@ -2187,20 +2203,15 @@ static void nats_connect(struct server *s) {
     }
     struct client *c = client_add(s, fd, NULL);
     n->connection = c;
-    n->greeted = n->skip = false;
+    n->greeted = false;
     if (c) c->nats = true;
 }
 
-/* The connection has ended: what it sent whole need not be sent again, nor
- * what was too big. */
+/* The connection has ended: what it sent whole is not sent again. */
 static void nats_disconnect(struct server *s) {
     struct nats *n = &s->nats;
     struct client *c = n->connection;
     nats_advance(n);
-    if (n->skip && c->channel && n->sent < c->cursor) {
-        n->sent += nats_size(log_at(&n->channel.log, n->sent));
-        s->counters[BUS_LOST]++;
-    }
     if (c->channel) fprintf(stderr, "chat: left %s\n", s->option['b']);
     n->connection = NULL;
     s->counters[BUS_PEERS] = 0;
