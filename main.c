@@ -2035,6 +2035,7 @@ static bool nats_room(struct server *s, size_t size) {
     if (lost > 0 && s->now - n->progress_at < ALIVE_TIME) return false;
     log->tail = tail;
     if (lost == 0) return true;
+    n->sent = n->progress = tail; /* which is no progress of the server's */
     s->counters[BUS_LOST] += lost;
     bus_error(s, "NATS takes nothing, messages are lost");
     if (n->connection) client_kill(s, n->connection);
