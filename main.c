@@ -794,8 +794,7 @@ struct bus {
 struct nats {
     bool on, met;          /* met: it has let us in once */
     bool greeted;          /* this time */
-    struct sockaddr_storage to;
-    socklen_t to_size;
+    struct addrinfo *found, *next; /* its addresses; the one to try next */
     char *user, *password; /* user alone: a token; NULL: none */
     size_t max_message;    /* by -m; less if the server takes less */
     struct client *connection; /* NULL: there is none */
@@ -1957,7 +1956,7 @@ static void bus_close(struct server *s) {
 static void nats_configure(struct server *s) {
     struct nats *n = &s->nats;
     char *copy = strdup(s->option['b'] + 7), *host = copy, *at, *shown;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     if (!copy) fail("start", "out of memory");
     at = strrchr(host, '@');
     if (at) {
@@ -1979,11 +1978,8 @@ static void nats_configure(struct server *s) {
     int64_t number = port ? parse_number(port) : 4222;
     if (!*host || number < 1 || number > 65535)
         option_error("bus", "not nats://[USER:PASSWORD@]HOST[:PORT]");
-    int error = getaddrinfo(host, port ? port : "4222", &hints, &found);
+    int error = getaddrinfo(host, port ? port : "4222", &hints, &n->found);
     if (error) fail(host, gai_strerror(error));
-    memcpy(&n->to, found->ai_addr, found->ai_addrlen);
-    n->to_size = found->ai_addrlen;
-    freeaddrinfo(found);
     if (!at) free(copy); /* else user and password are in it */
     n->on = true;
     n->max_message = s->max_message;
@@ -2187,8 +2183,10 @@ static void nats_connect(struct server *s) {
     if (n->backoff == SECOND / 10)
         fprintf(stderr, "chat: cannot reach %s, trying on\n", s->option['b']);
     int on = 1, size = SEND_BUFFER, patience = REQUEST_TIME;
-    int fd = socket(n->to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+    struct addrinfo *to = n->next ? n->next : n->found;
+    int fd = socket(to->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
                     0);
+    n->next = to->ai_next;
     n->backoff = n->backoff ? n->backoff * 2 : SECOND / 10;
     if (n->backoff > NATS_BACKOFF) n->backoff = NATS_BACKOFF;
     n->retry_at = s->now + n->backoff / 2 + random() % n->backoff / 2;
@@ -2197,7 +2195,7 @@ static void nats_connect(struct server *s) {
     /* These two bound what is under way, and so lost with a connection. */
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience);
-    if (connect(fd, (struct sockaddr *)&n->to, n->to_size) &&
+    if (connect(fd, to->ai_addr, to->ai_addrlen) &&
         errno != EINPROGRESS) {
         close(fd);
         return;
@@ -3309,6 +3307,7 @@ static void server_close(struct server *s) {
     server_reap(s);
     bus_close(s);
     if (s->nats.on) log_close(&s->nats.channel.log);
+    if (s->nats.on) freeaddrinfo(s->nats.found);
     while (s->channels) channel_free(s, &s->channels);
     free(s->clients);
     free(s->input);
