@@ -793,7 +793,7 @@ struct bus {
 
 struct nats {
     bool on, met;          /* met: it has let us in once */
-    bool greeted;          /* this time */
+    bool greeted, welcome; /* this time: it has said INFO, has let us in */
     struct addrinfo *found, *next; /* its addresses; the one to try next */
     char *user, *password; /* user alone: a token; NULL: none */
     size_t max_message;    /* by -m; less if the server takes less */
@@ -2098,11 +2098,11 @@ static void nats_greet(struct server *s, struct client *c, const char *info) {
     buffer_print(&c->out, "}\r\nSUB chat.> 1\r\nPING\r\n");
 }
 
-/* It has answered our first ping, so it has let us in. */
+/* Begins to send. Those who lost it with us have found it again by now, or
+ * they would miss what was kept for them. */
 static void nats_join(struct server *s, struct client *c) {
     struct nats *n = &s->nats;
     const struct log *log = &n->channel.log;
-    if (c->channel) return;
     fprintf(stderr, "chat: joined %s\n", s->option['b']);
     nats_advance(n);
     /* A payload that is too big now would end the connection, so all up to
@@ -2119,10 +2119,17 @@ static void nats_join(struct server *s, struct client *c) {
     c->cursor = c->boundary = n->sent;
     channel_insert(&n->channel, c);
     n->channel.dirty = true;
-    n->met = true;
+    s->counters[BUS_PEERS] = 1;
+}
+
+/* It has answered our first ping, so it has let us in. */
+static void nats_welcome(struct server *s, struct client *c) {
+    struct nats *n = &s->nats;
+    if (!n->greeted || n->welcome) return;
+    n->welcome = n->met = true;
+    n->retry_at = s->now + n->backoff;
     n->backoff = 0;
     c->deadline = s->now + PING_TIME;
-    s->counters[BUS_PEERS] = 1;
 }
 
 /* Handles "MSG chat.text.NAME 1 [REPLY] SIZE" once its payload is here. False
@@ -2170,9 +2177,7 @@ static bool nats_step(struct server *s, struct client *c, struct input *in) {
         if (*at < ' ' || *at > '~') *at = '?';
     if (!strncmp(line, "INFO ", 5)) nats_greet(s, c, line);
     else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
-    else if (!strcmp(line, "PONG")) {
-        if (s->nats.greeted) nats_join(s, c);
-    }
+    else if (!strcmp(line, "PONG")) nats_welcome(s, c);
     else if (strcmp(line, "+OK") != 0)
         nats_error(s, line, strstr(line, "Violation") != NULL);
     return !c->dead;
@@ -2202,7 +2207,7 @@ static void nats_connect(struct server *s) {
     }
     struct client *c = client_add(s, fd, NULL);
     n->connection = c;
-    n->greeted = false;
+    n->greeted = n->welcome = false;
     if (c) c->nats = true;
 }
 
@@ -2231,13 +2236,17 @@ static int64_t nats_tick(struct server *s) {
     bool drained = n->sent == n->channel.log.head;
     if (drained || n->sent != n->progress) n->progress_at = s->now;
     n->progress = n->sent;
+    if (c && n->welcome && !c->channel && !c->closing &&
+        (s->now >= n->retry_at || s->stopping)) nats_join(s, c);
     if (s->stopping && c && s->connections == 1 && !c->closing &&
         (drained || !c->channel)) {
         client_finish(s, c);
         client_flush(s, c);
     }
     if (!c && !s->stopping && s->now >= n->retry_at) nats_connect(s);
-    return n->connection || s->stopping ? INT64_MAX : n->retry_at;
+    c = n->connection;
+    bool waits = c ? n->welcome && !c->channel : !s->stopping;
+    return waits ? n->retry_at : INT64_MAX;
 }
 
 /* A message from one of our clients (or from /send), on its way to all.
