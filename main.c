@@ -2034,7 +2034,8 @@ static bool nats_room(struct server *s, size_t size) {
     n->sent = n->progress = tail; /* which is no progress of the server's */
     s->counters[BUS_LOST] += lost;
     bus_error(s, "NATS takes nothing, messages are lost");
-    if (n->connection) client_kill(s, n->connection);
+    if (n->connection && n->connection->channel) /* its cursor is gone */
+        client_kill(s, n->connection);
     return true;
 }
 
@@ -2119,6 +2120,7 @@ static void nats_join(struct server *s, struct client *c) {
     c->cursor = c->boundary = n->sent;
     channel_insert(&n->channel, c);
     n->channel.dirty = true;
+    n->progress_at = s->now;
     s->counters[BUS_PEERS] = 1;
 }
 
