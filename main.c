@@ -1944,8 +1944,9 @@ static void bus_close(struct server *s) {
  * the nameless channel is chat.text: so "nats pub chat.text hi" works.
  *
  * A connection that ended is made anew, and goes on with the first command
- * that was not sent whole. What was under way is lost: NATS gives us neither
- * receipts nor, for a newcomer, a history.
+ * that was not sent whole, when the others have had the time to be back as
+ * well. What was under way is lost: NATS gives us neither receipts nor, for
+ * a newcomer, a history.
  */
 #define NATS_LINE (32 * KIB)      /* the longest that we take */
 #define NATS_PAYLOAD (64 * MIB)   /* the most that a NATS server allows */
@@ -2086,8 +2087,8 @@ static void nats_greet(struct server *s, struct client *c, const char *info) {
         client_kill(s, c);
     }
     buffer_print(&c->out, "CONNECT {\"verbose\":false,\"pedantic\":false,"
-                 "\"protocol\":1,\"echo\":false,\"headers\":false,"
-                 "\"lang\":\"c\",\"name\":\"mini-ws-chat\"");
+                 "\"protocol\":1,\"echo\":false,"
+                 "\"name\":\"mini-ws-chat\"");
     if (n->user) {
         buffer_print(&c->out, ",\"%s\":", n->password ? "user" : "auth_token");
         buffer_json(&c->out, text_of(n->user));
@@ -2202,8 +2203,7 @@ static void nats_connect(struct server *s) {
     /* These two bound what is under way, and so lost with a connection. */
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience);
-    if (connect(fd, to->ai_addr, to->ai_addrlen) &&
-        errno != EINPROGRESS) {
+    if (connect(fd, to->ai_addr, to->ai_addrlen) && errno != EINPROGRESS) {
         close(fd);
         return;
     }
@@ -2246,9 +2246,9 @@ static int64_t nats_tick(struct server *s) {
         client_flush(s, c);
     }
     if (!c && !s->stopping && s->now >= n->retry_at) nats_connect(s);
-    c = n->connection;
-    bool waits = c ? n->welcome && !c->channel : !s->stopping;
-    return waits ? n->retry_at : INT64_MAX;
+    bool due = n->connection ? n->welcome && !n->connection->channel
+                             : !s->stopping;
+    return due ? n->retry_at : INT64_MAX;
 }
 
 /* A message from one of our clients (or from /send), on its way to all.
