@@ -88,10 +88,12 @@ coverage:
 	@gcov -t build/coverage/*.gcda 2>/dev/null | test/coverage.awk
 
 # Deliveries a second beside the least that any server has to do, then
-# datagrams a message and latency on the bus beside the simulated ones.
+# datagrams a message and latency on the bus beside the simulated ones, then
+# the two kinds of bus side by side.
 bench: $(CHAT) $(BUILD)/bench
 	@CHAT=$(CHAT) $(BUILD)/bench $(ARGS)
 	@CHAT=$(CHAT) test/bus.py --bench
+	@CHAT=$(CHAT) test/nats.py --bench
 
 # All of it, for a machine that has nothing else to do, and into README.md.
 bench-all: $(CHAT) $(BUILD)/bench
