@@ -82,7 +82,7 @@ valgrind:
 # the others.
 coverage:
 	@rm -rf build/coverage
-	@$(MAKE) --no-print-directory test PARTS="unit server faults" HARDEN= \
+	@$(MAKE) --no-print-directory test PARTS="unit server faults nats" HARDEN= \
 	    CHAT=build/coverage/chat BUILD=build/coverage \
 	    CFLAGS="-O0 --coverage -DNO_SANDBOX"
 	@gcov -t build/coverage/*.gcda 2>/dev/null | test/coverage.awk
