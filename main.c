@@ -1053,9 +1053,12 @@ static void client_send_file(struct server *s, struct client *c) {
     c->file = -1;
 }
 
-/* Sends all that is due, until it is out or the kernel's buffer is full. */
+/* Sends all that is due, until it is out or the kernel's buffer is full. Who
+ * would miss private bytes, because there was no memory for them, is cut off
+ * here: so nobody who adds to `out` need look. */
 static void client_flush(struct server *s, struct client *c) {
     struct log *log = c->channel ? &c->channel->log : NULL;
+    if (c->out.failed) client_kill(s, c);
     while (!c->dead && !c->blocked) {
         if (log && c->cursor < c->boundary) {
             c->cursor += client_send(s, c, log_at(log, c->cursor),
@@ -2348,7 +2351,6 @@ static void respond(struct server *s, struct request *r, struct response a) {
                      r->keep_alive ? "keep-alive" : "close");
     buffer_add(&c->out, "\r\n", 2);
     if (a.body.at && !head) buffer_add(&c->out, a.body.at, a.body.size);
-    if (c->out.failed) client_kill(s, c);
     if (*a.status != '1' && !r->keep_alive) client_finish(s, c);
     log_request(s, r, &a);
 }
@@ -2598,13 +2600,11 @@ static void answer_file(struct server *s, struct request *r) {
  * RFC 6455: the opening handshake (4.2), messages in and out, control
  * frames between their fragments, and the closing handshake (7).
  */
-static void websocket_send(struct server *s, struct client *c, int opcode,
-                           struct text payload) {
+static void websocket_send(struct client *c, int opcode, struct text payload) {
     uint8_t header[FRAME_HEADER_MAX];
     size_t size = frame_header(header, opcode, payload.size);
     buffer_add(&c->out, header, size);
     buffer_add(&c->out, payload.at, payload.size);
-    if (c->out.failed) client_kill(s, c);
 }
 
 /* Finds where the last `wanted` messages begin; returns how many there are. */
@@ -2649,7 +2649,7 @@ static void websocket_begin(struct server *s, struct request *r,
     if (r->history >= 0) {
         int64_t count = history_find(&ch->log, r->history, &offset);
         snprintf(text, sizeof text, "{\"history\":%lld}", (long long)count);
-        websocket_send(s, c, TEXT, text_of(text));
+        websocket_send(c, TEXT, text_of(text));
     }
     c->websocket = true;
     s->counters[CLIENTS]++;
@@ -2685,7 +2685,7 @@ static void websocket_close(struct server *s, struct client *c, int code) {
     put_number(payload, (uint64_t)code, 2);
     client_flush(s, c); /* what is queued must not come after the log */
     if (c->out.size == 0) c->boundary = c->channel->log.head;
-    websocket_send(s, c, CLOSE,
+    websocket_send(c, CLOSE,
                    (struct text){(char *)payload, code == 1005 ? 0 : 2});
     client_finish(s, c);
 }
@@ -2716,7 +2716,7 @@ static bool websocket_frame(struct server *s, struct client *c,
         if (f.opcode == CLOSE)
             websocket_close(s, c, close_code(payload, f.size));
         if (f.opcode == PING)
-            websocket_send(s, c, PONG, (struct text){(char *)payload, f.size});
+            websocket_send(c, PONG, (struct text){(char *)payload, f.size});
         return true;
     }
     in->next += (size_t)size;
@@ -2822,7 +2822,6 @@ static bool client_request(struct server *s, struct client *c,
         c->deadline = s->now + REQUEST_TIME;
         if (r.expects && !r.old && left == r.size)
             buffer_print(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
-        if (c->out.failed) client_kill(s, c);
         return false;
     }
     client_answer(s, &r);
@@ -2833,7 +2832,7 @@ static bool client_request(struct server *s, struct client *c,
 /* No further input is looked at until what is due has gone out. */
 static bool client_busy(const struct client *c) {
     return c->dead || c->closing || c->waiting || c->file >= 0 ||
-           c->out.size >= READ_SIZE;
+           c->out.size >= READ_SIZE || c->out.failed;
 }
 
 /* Keeps what is unfinished for the next time, and no memory where nothing
@@ -2935,7 +2934,7 @@ static void client_timeout(struct server *s, struct client *c) {
     }
     c->pinged = true;
     c->deadline = s->now + PING_TIME;
-    if (c->websocket) websocket_send(s, c, PING, (struct text){"", 0});
+    if (c->websocket) websocket_send(c, PING, (struct text){"", 0});
     else if (c->nats) buffer_print(&c->out, "PING\r\n");
     else respond_error(s, &r, 408);
     client_flush(s, c);

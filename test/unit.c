@@ -1098,7 +1098,7 @@ static void test_delivery(void) {
     channel_flush(&s, ch);
     ssize_t n = recv(far, got, sizeof got, 0);
     expect(n == 11 && !memcmp(got, "\x81\5hello\x82\2\0\1", 11), "%zd", n);
-    websocket_send(&s, c, PONG, (struct text){"x", 1});
+    websocket_send(c, PONG, (struct text){"x", 1});
     server_post(&s, ch, TEXT, message);
     websocket_close(&s, c, 1001);
     client_flush(&s, c);
