@@ -2373,11 +2373,11 @@ static void respond_error(struct server *s, struct request *r, int status) {
     respond_text(s, r, text, text + 4);
 }
 
+/* Gives an answer whose headers or body stand in a buffer, and clears it. */
 static void respond_buffer(struct server *s, struct request *r,
-                           const char *type, struct buffer *b) {
-    struct text body = {b->bytes, b->size};
+                           struct response a, struct buffer *b) {
     if (b->failed) client_kill(s, r->client);
-    else respond(s, r, (struct response){"200 OK", type, NULL, body});
+    else respond(s, r, a);
     buffer_clear(b);
 }
 
@@ -2446,7 +2446,8 @@ static void answer_messages(struct server *s, struct request *r) {
         buffer_print(&b, "\"}");
     }
     buffer_add(&b, "]", 1);
-    respond_buffer(s, r, "application/json", &b);
+    respond_buffer(s, r, (struct response){"200 OK", "application/json", NULL,
+                   {b.bytes, b.size}}, &b);
 }
 
 static void answer_metrics(struct server *s, struct request *r) {
@@ -2461,7 +2462,8 @@ static void answer_metrics(struct server *s, struct request *r) {
         buffer_print(&b, "# TYPE chat_%s %s\nchat_%s %llu\n", names[i],
                      strstr(names[i], "_total") ? "counter" : "gauge",
                      names[i], (unsigned long long)s->counters[i]);
-    respond_buffer(s, r, "text/plain; version=0.0.4", &b);
+    respond_buffer(s, r, (struct response){"200 OK",
+                   "text/plain; version=0.0.4", NULL, {b.bytes, b.size}}, &b);
 }
 
 /* Opens a file beneath a directory; the kernel sees to it that neither ".."
@@ -2526,7 +2528,8 @@ static void answer_listing(struct server *s, struct request *r, int dir) {
     }
     free(entries);
     buffer_print(&b, "</ul>\n");
-    respond_buffer(s, r, HTML, &b);
+    respond_buffer(s, r, (struct response){"200 OK", HTML, NULL,
+                   {b.bytes, b.size}}, &b);
 }
 
 /* Answers with an open regular file, which from here on is the client's. */
@@ -2555,10 +2558,8 @@ static void answer_redirect(struct server *s, struct request *r) {
     buffer_escape(&headers, text_of(r->path + strspn(r->path, "/")), "/.-_~",
                   "%%%02X");
     buffer_print(&headers, "/%s%s\r\n", *r->query ? "?" : "", r->query);
-    if (headers.failed) client_kill(s, r->client);
-    else respond(s, r, (struct response){"301 Moved Permanently", PLAIN,
-                                         headers.bytes, text_of("moved")});
-    buffer_clear(&headers);
+    respond_buffer(s, r, (struct response){"301 Moved Permanently", PLAIN,
+                   headers.bytes, text_of("moved")}, &headers);
 }
 
 /* A name that begins with a dot (".." or hidden) is not there. */
@@ -2641,10 +2642,8 @@ static void websocket_begin(struct server *s, struct request *r,
                            "Sec-WebSocket-Accept: ");
     buffer_base64(&headers, digest, sizeof digest);
     buffer_print(&headers, "\r\n");
-    if (headers.failed) client_kill(s, c);
-    else respond(s, r, (struct response){"101 Switching Protocols", NULL,
-                                         headers.bytes, {0}});
-    buffer_clear(&headers);
+    respond_buffer(s, r, (struct response){"101 Switching Protocols", NULL,
+                   headers.bytes, {0}}, &headers);
     uint64_t offset = ch->log.head;
     if (r->history >= 0) {
         int64_t count = history_find(&ch->log, r->history, &offset);
