@@ -2362,15 +2362,14 @@ static void respond_text(struct server *s, struct request *r,
 
 /* Answers a request that cannot be read any further, and closes. */
 static void respond_error(struct server *s, struct request *r, int status) {
-    const char *text = status == 408   ? "408 Request Timeout"
-                       : status == 413 ? "413 Content Too Large"
-                       : status == 414 ? "414 URI Too Long"
-                       : status == 431 ? "431 Request Header Fields Too Large"
-                       : status == 501 ? "501 Not Implemented"
-                       : status == 505 ? "505 HTTP Version Not Supported"
-                                       : "400 Bad Request";
+    static const char *const texts[] = {
+        "400 Bad Request", "408 Request Timeout", "413 Content Too Large",
+        "414 URI Too Long", "431 Request Header Fields Too Large",
+        "501 Not Implemented", "505 HTTP Version Not Supported"};
+    int i = 0; /* it is one of these */
+    while (strtol(texts[i], NULL, 10) != status) i++;
     r->keep_alive = false;
-    respond_text(s, r, text, text + 4);
+    respond_text(s, r, texts[i], texts[i] + 4);
 }
 
 /* Gives an answer whose headers or body stand in a buffer, and clears it. */
