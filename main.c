@@ -265,7 +265,7 @@ static ssize_t query_get(const char *query, const char *name, char *out) {
 }
 
 /* UTF-8 (RFC 3629), checked as it arrives: `left` continuation bytes are
- * due, the next of them between `low` and `high`. All zero is the start. */
+ * due, the next of them between `low` and `high`. None is due at the start. */
 struct utf8 {
     uint8_t left, low, high;
 };
@@ -686,10 +686,9 @@ struct input {
     size_t size, capacity;
     size_t done; /* [0, done): payload of the unfinished message, unmasked */
     size_t next; /* [next, size): bytes not looked at yet */
-    uint64_t frame_left; /* payload of the current frame still to come */
-    uint8_t mask[4];
+    struct frame frame; /* the last one; size: of what is still to come */
     uint8_t opcode; /* of the unfinished message; 0: there is none */
-    bool in_frame, fin, complete;
+    bool in_frame;
     struct utf8 utf8;
     uint8_t bytes[];
 };
@@ -2719,10 +2718,8 @@ static bool websocket_frame(struct server *s, struct client *c,
     }
     in->next += (size_t)size;
     in->in_frame = true;
-    in->fin = f.fin;
-    in->frame_left = f.size;
+    in->frame = f;
     if (f.opcode != CONTINUATION) in->opcode = f.opcode;
-    memcpy(in->mask, f.mask, sizeof f.mask);
     return true;
 }
 
@@ -2731,15 +2728,15 @@ static bool websocket_payload(struct server *s, struct client *c,
                               struct input *in) {
     size_t n = in->size - in->next;
     uint8_t *end = in->bytes + in->done;
-    if (n > in->frame_left) n = in->frame_left;
-    unmask(end, in->bytes + in->next, n, in->mask);
+    if (n > in->frame.size) n = in->frame.size;
+    unmask(end, in->bytes + in->next, n, in->frame.mask);
     in->done += n;
     in->next += n;
-    in->frame_left -= n;
-    in->in_frame = in->frame_left > 0;
-    in->complete = !in->in_frame && in->fin;
+    in->frame.size -= n;
+    in->in_frame = in->frame.size > 0;
+    bool complete = !in->in_frame && in->frame.fin;
     if (in->opcode == TEXT && (!utf8_check(&in->utf8, end, n) ||
-                               (in->complete && in->utf8.left > 0))) {
+                               (complete && in->utf8.left > 0))) {
         websocket_close(s, c, 1007);
         return false;
     }
@@ -2751,7 +2748,7 @@ static bool websocket_payload(struct server *s, struct client *c,
 static bool websocket_step(struct server *s, struct client *c,
                            struct input *in) {
     if (in->in_frame) return websocket_payload(s, c, in);
-    if (!in->complete) return websocket_frame(s, c, in);
+    if (!in->frame.fin) return websocket_frame(s, c, in);
     struct text message = {(char *)in->bytes, in->done};
     if (!server_post(s, c->channel, in->opcode, message)) {
         client_wait(s, c);
@@ -2764,8 +2761,7 @@ static bool websocket_step(struct server *s, struct client *c,
     channel_insert(ch, c);
     in->done = 0;
     in->opcode = 0;
-    in->complete = false;
-    in->utf8 = (struct utf8){0};
+    in->frame.fin = false;
     return true;
 }
 
