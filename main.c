@@ -785,6 +785,7 @@ struct bus {
     int64_t beat_at, beat_gap; /* the next STATUS when all is quiet */
     int64_t ask_at;        /* the next because of a loss; 0: none */
     bool asked;            /* and nothing has come of it yet */
+    bool waits;            /* for older history, delivering nothing */
     bool stuck;            /* a delivery waits for its channel */
     bool answer;           /* a STATUS is due although nothing is missing */
     int64_t catch_up_end;
@@ -1516,12 +1517,6 @@ static bool peer_lags(const struct server *s, const struct peer *p) {
     return p->joined ? p->log.head < p->old : s->now - p->heard < SECOND;
 }
 
-static bool bus_catching_up(const struct server *s) {
-    bool lags = s->now < HELLO_TIME;
-    for (struct peer *p = s->bus.peers; p; p = p->next) lags |= peer_lags(s, p);
-    return s->bus.fd >= 0 && lags;
-}
-
 /* Gives a message from another instance to our clients. False: "not now", its
  * channel waits for slow readers. */
 static bool bus_message(struct server *s, struct text name, int opcode,
@@ -1561,10 +1556,10 @@ static bool peer_deliver(struct server *s, struct peer *p) {
 static struct peer *bus_oldest(struct server *s) {
     struct peer *oldest = NULL;
     uint64_t time, oldest_time = 0;
-    bool wait = s->now < HELLO_TIME;
+    s->bus.waits = s->bus.fd >= 0 && s->now < HELLO_TIME;
     for (struct peer *p = s->bus.peers; p; p = p->next) {
         if (!peer_next(s, p)) {
-            wait |= peer_lags(s, p);
+            s->bus.waits |= peer_lags(s, p);
             continue;
         }
         memcpy(&time, p->record.bytes + offsetof(struct record, time), 8);
@@ -1572,7 +1567,7 @@ static struct peer *bus_oldest(struct server *s) {
         oldest = p;
         oldest_time = time;
     }
-    return wait ? NULL : oldest;
+    return s->bus.waits ? NULL : oldest;
 }
 
 /* Delivers what has come, until a channel has no room for it. */
@@ -1623,6 +1618,7 @@ static void peer_join(struct server *s, struct peer *p) {
     p->old = p->head;
     peer_skip(p, met ? p->head : p->tail);
     if (p->log.head < p->old) s->bus.catch_up_end = s->now + CATCH_UP_TIME;
+    s->bus.waits |= p->log.head < p->old;
 }
 
 static void peer_forget(struct server *s, struct peer *p) {
@@ -3058,7 +3054,7 @@ static int server_round_end(struct server *s) {
     server_reap(s);
     nats = nats_tick(s); /* after it, as a connection that ended is made anew */
     if (nats < next) next = nats;
-    s->catching_up = s->catching_up && (bus_catching_up(s) || nats_waits(s));
+    s->catching_up = s->catching_up && (s->bus.waits || nats_waits(s));
     if (!s->catching_up && !s->announced) server_announce(s);
     server_watch_listener(s);
     fflush(stdout);
