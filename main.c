@@ -3350,13 +3350,15 @@ static void server_confine(struct server *s) {
         SYS_open,
 #endif
     };
+    enum { CALLS = sizeof calls / sizeof *calls };
     struct instruction {
         uint16_t code;
         uint8_t then, otherwise; /* instructions to skip */
         uint32_t value;
-    } filter[80] = {{LOAD, 0, 0, 4}, {IF_EQUAL, 1, 0, MACHINE},
-                    {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}}, *end = filter + 4;
-    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+    } filter[5 + 2 * CALLS] = {{LOAD, 0, 0, 4}, {IF_EQUAL, 1, 0, MACHINE},
+                               {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}},
+      *end = filter + 4;
+    for (size_t i = 0; i < CALLS; i++) {
         if (calls[i] == SYS_socket && !s->nats.on) i += 3;
         if (calls[i] == SYS_openat2 && s->dir < 0 && !s->tls) break;
         *end++ = (struct instruction){IF_EQUAL, 0, 1, calls[i]};
