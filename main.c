@@ -132,6 +132,10 @@ static int must(int result, const char *call) {
     return result;
 }
 
+static int64_t earlier(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 static int64_t clock_us(clockid_t id) {
     struct timespec t;
     clock_gettime(id, &t); /* cannot fail, because both clocks exist */
@@ -783,7 +787,7 @@ struct bus {
     struct peer *peers;
     int64_t status_at, lonely_at, error_at;
     int64_t beat_at, beat_gap; /* the next STATUS when all is quiet */
-    int64_t ask_at;        /* the next because of a loss; 0: none */
+    int64_t ask_at;        /* the next because of a loss, or to answer */
     bool asked;            /* and nothing has come of it yet */
     bool waits;            /* for older history, delivering nothing */
     bool stuck;            /* a delivery waits for its channel */
@@ -1392,8 +1396,7 @@ static void bus_send_status(struct server *s, uint32_t kind) {
 
 /* Wants a STATUS to go out within `delay`. */
 static void bus_ask(struct server *s, int64_t delay) {
-    if (s->bus.ask_at == 0 || s->bus.ask_at > s->now + delay)
-        s->bus.ask_at = s->now + delay;
+    s->bus.ask_at = earlier(s->bus.ask_at, s->now + delay);
 }
 
 /* It holds four of the largest messages at least, as a channel's log does. */
@@ -1447,9 +1450,7 @@ static void bus_flush(struct server *s) {
     if (limit <= from) return;
     b->sent = limit;
     b->beat_gap = BEAT_FIRST; /* and a heartbeat, also while DATA flows */
-    b->beat_at = s->now + BEAT_FIRST;
-    if (b->beat_at > b->status_at + BEAT_LAST)
-        b->beat_at = b->status_at + BEAT_LAST;
+    b->beat_at = earlier(s->now + BEAT_FIRST, b->status_at + BEAT_LAST);
     for (uint64_t to; s->counters[BUS_PEERS] && from < limit; from = to) {
         to = (from / BLOCK + 1) * BLOCK;
         if (to > limit) to = limit;
@@ -1587,8 +1588,7 @@ static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
     uint16_t *filled = &p->filled[block % WINDOW_BLOCKS];
     if (!p->joined) return;
     if (d->head > p->head) p->head = d->head;
-    if (s->bus.beat_at > s->now + RECEIPT_TIME)
-        s->bus.beat_at = s->now + RECEIPT_TIME;
+    s->bus.beat_at = earlier(s->bus.beat_at, s->now + RECEIPT_TIME);
     if (ahead >= WINDOW_BLOCKS || start > *filled || end <= *filled) return;
     while (log->tail < log->head && log->tail + log->size < d->offset + size) {
         if (log->head - log->tail < sizeof(struct record)) return;
@@ -1754,18 +1754,20 @@ static int64_t bus_tick(struct server *s) {
         if (s->now - p->heard >= PEER_TIME) peer_forget(s, p);
     }
     b->asked = b->asked && missing;
-    if (missing && !b->ask_at)
+    if (!missing && !b->answer)
+        b->ask_at = INT64_MAX; /* it has come meanwhile */
+    else if (b->ask_at == INT64_MAX)
         bus_ask(s, random() % ASK_JITTER + (b->asked ? ASK_TIME - 2 : 0));
-    if (b->ask_at != 0 && s->now >= b->ask_at) {
-        if (missing || b->answer) bus_send_status(s, STATUS);
-        b->ask_at = 0;
+    bool beat = s->now >= b->beat_at;
+    if (beat) {
+        b->beat_gap = earlier(b->beat_gap * 2, BEAT_LAST);
+        b->beat_at = s->now + b->beat_gap;
+    }
+    if (beat || s->now >= b->ask_at) {
+        bus_send_status(s, STATUS);
+        b->ask_at = INT64_MAX;
         b->answer = false;
         b->asked = missing;
-    }
-    if (s->now >= b->beat_at) {
-        bus_send_status(s, STATUS);
-        b->beat_gap = b->beat_gap * 2 < BEAT_LAST ? b->beat_gap * 2 : BEAT_LAST;
-        b->beat_at = s->now + b->beat_gap;
     }
     if (s->counters[BUS_PEERS] > 0) b->lonely_at = s->now + 10 * SECOND;
     if (b->leaves && s->now >= b->lonely_at) {
@@ -1773,7 +1775,7 @@ static int64_t bus_tick(struct server *s) {
         b->lonely_at = INT64_MAX;
     }
     int64_t next = b->stuck ? s->now + BUS_SLOW_TIME / 4 : b->beat_at;
-    return b->ask_at && b->ask_at < next ? b->ask_at : next;
+    return earlier(next, b->ask_at);
 }
 
 /* Resolves HOST:PORT,... into b->to. Each worker of a host has a port of its
@@ -3041,7 +3043,7 @@ static int server_round_end(struct server *s) {
         more |= ch->dirty || ch->at;
     }
     if (s->nats.channel.dirty) channel_flush(s, &s->nats.channel);
-    int64_t next = bus_tick(s), nats;
+    int64_t next = bus_tick(s);
     if (s->now >= s->tick_at) {
         int due = 0;
         for (size_t fd = 0; fd < s->clients_end && due < TIMEOUTS_MAX; fd++)
@@ -3052,15 +3054,15 @@ static int server_round_end(struct server *s) {
         s->tick_at = due < TIMEOUTS_MAX ? s->now + SECOND : s->now;
     }
     server_reap(s);
-    nats = nats_tick(s); /* after it, as a connection that ended is made anew */
-    if (nats < next) next = nats;
+    /* After it, as a connection that ended is made anew. */
+    next = earlier(next, nats_tick(s));
     s->catching_up = s->catching_up && (s->bus.waits || nats_waits(s));
     if (!s->catching_up && !s->announced) server_announce(s);
     server_watch_listener(s);
     fflush(stdout);
-    if (s->tick_at < next) next = s->tick_at;
-    if (s->stopping && s->stop_at < next) next = s->stop_at;
-    if (s->waiting && s->now + 100 < next) next = s->now + 100; /* a lap ends */
+    next = earlier(next, s->tick_at);
+    if (s->stopping) next = earlier(next, s->stop_at);
+    if (s->waiting) next = earlier(next, s->now + 100); /* a lap ends */
     return more || next < s->now ? 0 : (int)(next - s->now);
 }
 
