@@ -463,6 +463,7 @@ struct request {
     int64_t length;            /* of the body */
     int64_t history;           /* messages asked for, -1: not asked */
     bool old;                  /* HTTP/1.0 */
+    bool head;                 /* the method: no body is wanted */
     bool keep_alive, closes, upgrade, websocket, expects, none_match;
     char copy[HEADER_MAX + 1]; /* of line and headers, cut into strings */
     char name[HEADER_MAX];     /* of the channel, decoded */
@@ -573,6 +574,7 @@ static int request_parse(const char *bytes, size_t size, struct request *r) {
     int end = request_scan(bytes, size), status = 0;
     const char *cr = memchr(bytes, '\r', size);
     r->line = (struct text){bytes, cr ? (size_t)(cr - bytes) : 0};
+    r->head = r->line.size > 4 && !memcmp(bytes, "HEAD ", 5);
     if (end <= 0) return end;
     r->size = (size_t)end;
     r->body = bytes + end;
@@ -2333,7 +2335,6 @@ static bool date_parse(const char *text, time_t *time) {
 /* Queues an answer, and logs it. */
 static void respond(struct server *s, struct request *r, struct response a) {
     struct client *c = r->client;
-    bool head = r->line.size > 4 && !memcmp(r->line.at, "HEAD ", 5);
     time_t now = time(NULL);
     if (now != s->date_at) http_date(s->date, now);
     s->date_at = now;
@@ -2347,7 +2348,7 @@ static void respond(struct server *s, struct request *r, struct response a) {
                      "Connection: %s\r\n",
                      r->keep_alive ? "keep-alive" : "close");
     buffer_add(&c->out, "\r\n", 2);
-    if (a.body.at && !head) buffer_add(&c->out, a.body.at, a.body.size);
+    if (a.body.at && !r->head) buffer_add(&c->out, a.body.at, a.body.size);
     if (*a.status != '1' && !r->keep_alive) client_finish(s, c);
     log_request(s, r, &a);
 }
@@ -2413,8 +2414,7 @@ static void answer_send(struct server *s, struct request *r) {
     struct channel *ch = channel_get(s, r->channel);
     if (!ch)
         respond_text(s, r, "503 Service Unavailable", "too many channels");
-    else if (strcmp(r->method, "HEAD") != 0 &&
-             !server_post(s, ch, TEXT, message))
+    else if (!r->head && !server_post(s, ch, TEXT, message))
         client_wait(s, r->client);
     else
         respond_text(s, r, "200 OK", "message sent");
@@ -2542,7 +2542,7 @@ static void answer_open_file(struct server *s, struct request *r,
         a = (struct response){"200 OK", mime_type(path), headers,
                               {NULL, (size_t)status->st_size}};
     r->client->cursor = 0;
-    r->client->boundary = strcmp(r->method, "HEAD") ? a.body.size : 0;
+    r->client->boundary = r->head ? 0 : a.body.size;
     respond(s, r, a);
 }
 
@@ -2771,8 +2771,7 @@ static bool websocket_step(struct server *s, struct client *c,
 static void client_answer(struct server *s, struct request *r) {
     bool send = !strcmp(r->path, "/send"), get = !strcmp(r->method, "GET");
     if (s->stopping) r->keep_alive = false;
-    if (!get && strcmp(r->method, "HEAD") != 0 &&
-        !(send && !strcmp(r->method, "POST")))
+    if (!get && !r->head && !(send && !strcmp(r->method, "POST")))
         respond(s, r, (struct response){"405 Method Not Allowed", PLAIN,
             send ? "Allow: GET, HEAD, POST\r\n" : "Allow: GET, HEAD\r\n",
             text_of("method not allowed")});
