@@ -1848,7 +1848,7 @@ static void bus_bind_peer(struct server *s, int fd, int worker) {
 /* Takes the shared secret from the file, or else from the environment. */
 static void bus_secret(struct server *s) {
     const char *file = s->option['s'], *env = getenv("CHAT_SECRET");
-    char secret[4 * KIB] = "";
+    char secret[4 * KIB + 1] = "";
     struct stat status;
     bool none = file && !strcmp(file, "none");
     if (file && !none) {
@@ -1863,6 +1863,7 @@ static void bus_secret(struct server *s) {
     } else if (!none && env) {
         snprintf(secret, sizeof secret, "%s", env);
     }
+    if (strlen(secret) == 4 * KIB) fail("bus: the secret", "too long");
     if (!*secret && !none && s->bus.leaves)
         fail("the bus leaves this machine and needs a secret", "make one with "
              "(umask 077; head -c 32 /dev/urandom | base64 > secret) and give "

@@ -3642,15 +3642,22 @@ static void usage_test(void) {
     }
 }
 
-/* A secret that others can read, and a port that somebody has. */
+/* Secrets that will not do, and a port that somebody has. */
 static void start_failure_test(void) {
     struct server s = { 0 };
-    char port[20];
+    char port[20], secret[4096];
 
     begin("a secret that others can read is refused");
     make_file("open.secret", BYTES("secret\n"));
     chmod(in_folder("open.secret"), 0644);
     expect_refused((const char *[]){ "-s", in_folder("open.secret"), NULL }, 1,
+                   2, "secret");
+    finish();
+    begin("a secret too long to be taken whole is refused");
+    memset(secret, 's', sizeof secret);
+    make_file("long.secret", secret, sizeof secret);
+    chmod(in_folder("long.secret"), 0600);
+    expect_refused((const char *[]){ "-s", in_folder("long.secret"), NULL }, 1,
                    2, "secret");
     finish();
     if (!START(&s, "-b", "none")) return;
