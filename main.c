@@ -446,10 +446,10 @@ static void buffer_base64(struct buffer *b, const uint8_t *in, size_t size) {
 #define TOKEN "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz" \
               "ABCDEFGHIJKLMNOPQRSTUVWXYZ" /* RFC 9110 5.6.2 */
 
-enum header { HOST, ORIGIN, LENGTH, SINCE, WS_KEY, WS_VERSION, HEADERS };
+enum header { HOST, ORIGIN, SITE, LENGTH, SINCE, WS_KEY, WS_VERSION, HEADERS };
 
 static const char *const header_names[HEADERS] = {
-    "Host", "Origin", "Content-Length", "If-Modified-Since",
+    "Host", "Origin", "Sec-Fetch-Site", "Content-Length", "If-Modified-Since",
     "Sec-WebSocket-Key", "Sec-WebSocket-Version"};
 
 struct request {
@@ -2379,16 +2379,19 @@ static void respond_buffer(struct server *s, struct request *r,
     buffer_clear(b);
 }
 
-/* May a page from there talk to us? Its host must be ours, or allowed. If
- * not, it has been answered so. */
+/* May a page from there talk to us? Its host must be ours, or allowed. (For
+ * what a page merely embeds, like an image, browsers send no Origin, but
+ * Sec-Fetch-Site; programs send neither.) If not, it has been answered so. */
 static bool request_origin(struct server *s, struct request *r) {
     const char *origin = r->header[ORIGIN], *host = r->header[HOST];
-    if (!origin) return true; /* no browser */
+    const char *site = r->header[SITE];
     for (int i = 0; i < s->origin_count; i++)
-        if (!strcmp(s->origins[i], "*") || !strcasecmp(s->origins[i], origin))
-            return true;
-    const char *slashes = strstr(origin, "://");
-    if (slashes && host && !strcasecmp(slashes + 3, host)) return true;
+        if (!strcmp(s->origins[i], "*") ||
+            (origin && !strcasecmp(s->origins[i], origin))) return true;
+    const char *slashes = origin ? strstr(origin, "://") : NULL;
+    if (origin ? slashes && host && !strcasecmp(slashes + 3, host)
+               : !site || !strcmp(site, "same-origin") || !strcmp(site, "none"))
+        return true;
     respond_text(s, r, "403 Forbidden", "this origin is not allowed");
     return false;
 }

@@ -1921,6 +1921,16 @@ static const struct exchange open_cases[] = {
      "Origin: http://localhost:8080\r\n\r\n"), SAYS(200, "message sent")},
     {"origin: /send from elsewhere", BYTES("GET /send?message=x&channel=evil HTTP/1.1\r\n" HOST
      "Origin: http://evil.example\r\n\r\n"), ANSWER(403)},
+    {"origin: /send from an image on another site", BYTES("GET /send?message=x HTTP/1.1\r\nHost: localhost:8080\r\n"
+     "Sec-Fetch-Site: cross-site\r\n\r\n"), ANSWER(403)},
+    {"origin: /send from an image on another host of the site", BYTES("GET /send?message=x HTTP/1.1\r\nHost: localhost:8080\r\n"
+     "Sec-Fetch-Site: same-site\r\n\r\n"), ANSWER(403)},
+    {"origin: /send from an image on our page", BYTES("GET /send?message=x HTTP/1.1\r\nHost: localhost:8080\r\n"
+     "Sec-Fetch-Site: same-origin\r\n\r\n"), SAYS(200, "message sent")},
+    {"origin: /send typed into the address bar", BYTES("GET /send?message=x HTTP/1.1\r\nHost: localhost:8080\r\n"
+     "Sec-Fetch-Site: none\r\n\r\n"), SAYS(200, "message sent")},
+    {"origin: the page linked to from another site", BYTES("GET / HTTP/1.1\r\nHost: localhost:8080\r\n"
+     "Sec-Fetch-Site: cross-site\r\n\r\n"), ANSWER(200)},
     {"origin: POST /send from elsewhere", BYTES("POST /send?channel=evil HTTP/1.1\r\n" HOST
      "Origin: http://evil.example\r\nContent-Length: 1\r\n" "\r\nx"), ANSWER(403)},
     {"origin: nothing was sent", BYTES(GET("/messages?channel=evil")), SAYS(200, "[]")},
