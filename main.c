@@ -820,6 +820,7 @@ struct server {
     const char *option[128]; /* values by letter; NULL: not given */
     const char *origins[16];
     char port[8];            /* that we listen on */
+    struct text page;        /* index.html */
     int origin_count;
     size_t max_message, history, max_clients;
     int workers;
@@ -2791,7 +2792,7 @@ static void client_answer(struct server *s, struct request *r) {
         answer_file(s, r);
     else if (!strcmp(r->path, "/"))
         respond(s, r, (struct response){"200 OK", HTML, PAGE_POLICY,
-            text_of(index_html)});
+            s->page});
     else
         respond_text(s, r, "404 Not Found", "not found");
 }
@@ -3261,6 +3262,7 @@ static void server_watch(struct server *s, int fd) {
 
 /* All that can fail for a reason that its user can mend. */
 static void server_configure(struct server *s) {
+    s->page = text_of(index_html);
     s->home = must(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC), "open");
     s->dir = -1;
     if (s->option['d'])
