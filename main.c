@@ -3149,10 +3149,12 @@ static void usage(void) {
     exit(0);
 }
 
+/* NULL: no option has this letter. */
 static const char *option_name(int letter) {
-    int i = 0;
-    while (option_table[i].option.val != letter) i++;
-    return option_table[i].option.name;
+    for (int i = 0; i < OPTIONS; i++)
+        if (option_table[i].option.val == letter)
+            return option_table[i].option.name;
+    return NULL;
 }
 
 /* The value of an option as a number from low to high; sizes take K and M;
@@ -3181,7 +3183,11 @@ static void options_parse(struct server *s, int argc, char **argv) {
     }
     for (int c = 0; c != -1;) {
         c = getopt_long(argc, argv, short_options, table, NULL);
-        if (c == '?') option_error(argv[optind - 1], "no such option");
+        const char letter[] = {'-', (char)optopt, '\0'};
+        if (c == '?' && option_name(optopt))
+            option_error(option_name(optopt), "takes no value");
+        if (c == '?')
+            option_error(optopt ? letter : argv[optind - 1], "no such option");
         if (c == ':') option_error(option_name(optopt), "needs a value");
         if (optarg && !*optarg) option_error(option_name(c), "empty value");
         if (c > 0) s->option[c] = optarg ? optarg : "";
