@@ -574,7 +574,7 @@ static int request_parse(const char *bytes, size_t size, struct request *r) {
     int end = request_scan(bytes, size), status = 0;
     const char *cr = memchr(bytes, '\r', size);
     r->line = (struct text){bytes, cr ? (size_t)(cr - bytes) : 0};
-    r->head = r->line.size > 4 && !memcmp(bytes, "HEAD ", 5);
+    r->head = size > 4 && !memcmp(bytes, "HEAD ", 5);
     if (end <= 0) return end;
     r->size = (size_t)end;
     r->body = bytes + end;
@@ -2295,7 +2295,7 @@ struct response {
 /* One line in the Common Log Format. */
 static void log_request(struct server *s, struct request *r,
                         const struct response *a) {
-    struct sockaddr_storage from;
+    struct sockaddr_storage from = {0}; /* nobody's, if it has reset */
     socklen_t size = sizeof from;
     char name[INET6_ADDRSTRLEN] = "-", date[40];
     struct buffer line = {0};
