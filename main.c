@@ -12,7 +12,12 @@
  * one send() a client, from its cursor to the log's head. The bus is a log
  * too, of what this instance posts; the others keep cursors into that.
  *
- * One process, one thread, one epoll loop. The chapters, bottom-up:
+ * The functions on its way: client_read, websocket_step, server_post (into
+ * the logs); at the end of the round bus_flush and channel_flush. At the
+ * others: bus_readable, bus_deliver, bus_message, channel_flush.
+ *
+ * One thread, one epoll loop; with -j, N processes of that kind. Begin with
+ * server_run, if you like, in the last but one of the chapters:
  *
  *   1. Limits                        9. Channels
  *   2. Tools: bytes and text        10. The bus between instances
@@ -70,7 +75,7 @@
  */
 #define KIB 1024L
 #define MIB (1024 * KIB)
-#define SECOND 1000L /* all times are milliseconds since the start */
+#define SECOND 1000L /* times are milliseconds since the start, unless said */
 
 #ifndef READ_SIZE
 #define READ_SIZE (64 * KIB) /* bytes taken from a client at once */
@@ -80,7 +85,7 @@
 #endif
 #define HEADER_MAX (8 * KIB)       /* a request's line and headers */
 #define MESSAGE_MAX (16 * MIB)     /* the most that -m allows */
-#define UNSENT_MAX (64 * MIB)      /* of answers; then no more /messages */
+#define UNSENT_MAX (64 * MIB)      /* of answers; then /messages is 503 */
 #define CHANNELS_MAX 1024          /* with and without clients */
 #define CHANNEL_NAME_MAX 64        /* bytes */
 #define EVENTS_MAX 1024            /* taken from epoll at once */
@@ -89,8 +94,8 @@
 #define SLICE 512                  /* clients of a channel sent to in a round */
 #endif
 #define WORKERS_MAX 64             /* processes that share the port */
-#define REQUEST_TIME (10 * SECOND) /* from connect to the headers' end */
-#define IDLE_TIME (60 * SECOND)    /* kept alive without a request */
+#define REQUEST_TIME (10 * SECOND) /* for headers; between pieces of a body */
+#define IDLE_TIME (60 * SECOND)    /* since we last sent something */
 #define PING_TIME (30 * SECOND)    /* of silence before a ping, then again */
 #define SLOW_TIME SECOND           /* that senders wait for slow readers */
 #define BUS_SLOW_TIME 250          /* and the bus, with all its channels */
@@ -146,7 +151,7 @@ static struct text text_of(const char *string) {
     return (struct text){string, strlen(string)};
 }
 
-/* Makes room for `more` bytes and a NUL. */
+/* Makes room for `more` bytes and a NUL (which only buffer_print writes). */
 static bool buffer_reserve(struct buffer *b, size_t more) {
     if (!b->failed && b->capacity - b->size > more) return true;
     size_t capacity = (b->size + more + 1) * 2;
@@ -230,8 +235,9 @@ static int64_t parse_number(const char *text) {
     return n == 0 || n > 18 || text[n] != '\0' ? -1 : strtoll(text, NULL, 10);
 }
 
-/* Decodes %XX, and '+' as a space if `query`. `out` has room for n + 1 bytes,
- * the last a NUL. Returns the size, or -1 for a bad %. */
+/* Decodes %XX, and '+' as a space if `query`. `in` ends with what is no hex
+ * digit; `out`, perhaps the same, takes n + 1 bytes, the last a NUL. Returns
+ * the size, or -1 for a bad %. */
 static ssize_t percent_decode(const char *in, size_t n, char *out, bool query) {
     ssize_t size = 0;
     for (size_t i = 0; i < n; i++) {
@@ -722,7 +728,8 @@ struct client {
     struct channel *channel;
     struct client *previous, *next; /* in the channel */
     uint64_t cursor;       /* what it has of the log (or of the file) */
-    uint64_t boundary;     /* >= cursor, between two frames (file's end) */
+    uint64_t boundary;     /* >= cursor: the end of the frames under way, where
+                              private bytes may go (of a file: its end) */
     struct ssl_st *tls;    /* NULL: plain TCP */
     struct input *in;      /* NULL: nothing is unfinished */
     struct buffer out;
@@ -732,12 +739,12 @@ struct client {
 };
 
 struct channel {
-    struct channel *next;  /* used less lately */
+    struct channel *next;  /* in order of use, the latest first */
     struct log log;        /* of frames */
     struct client *at;     /* the next to flush; NULL: no pass is under way */
-    bool dirty;            /* more has come since the last pass began ... */
-    bool swept;            /* ... or nothing, and no cursor moved otherwise */
-    uint64_t low, next_low; /* no cursor is below; and after this pass */
+    bool dirty;            /* has messages that no pass has begun to send */
+    bool swept;            /* another pass would move no cursor */
+    uint64_t low, next_low; /* no cursor is below; the same, after this pass */
     uint64_t lap;          /* see channel_room: bytes before this offset */
     int64_t lap_time;      /* ... were in the log at this time */
     struct client *clients;
@@ -748,7 +755,7 @@ struct channel {
 #define BLOCK 1200         /* bytes of stream in a datagram at most */
 #define WINDOW_BLOCKS 256  /* held of a peer's stream: 300 KiB */
 #define WINDOW ((uint64_t)BLOCK * WINDOW_BLOCKS)
-#define PEERS_MAX 64
+#define PEERS_MAX 64       /* other instances known, also the dead */
 
 struct peer {
     struct peer *next;
@@ -811,7 +818,7 @@ struct nats {
     int64_t retry_at, backoff;
 };
 
-enum metric {
+enum metric { /* in the order of the names in answer_metrics */
     CLIENTS, CHANNELS, RECEIVED, SENT, BYTES_IN, BYTES_OUT, SLOW_CLIENTS,
     BUS_PEERS, BUS_IN, BUS_OUT, BUS_REPAIRS, BUS_LOST, BUS_ERRORS, METRICS
 };
@@ -849,9 +856,13 @@ struct server {
  * What a client is sent, in this order: the rest of a frame that went out
  * in part, its private bytes (responses, pong, close), a file, the log.
  *
- * First its socket, with TLS (make TLS=1) and without. What OpenSSL could not
- * send, it wants to be offered again, more at most: that comes by itself, as
- * a cursor moves only past what was sent.
+ * A socket is a descriptor with its other end across the network. Ours never
+ * wait: where recv() has nothing or send() finds no room, errno is EAGAIN, and
+ * epoll tells when to try again (EPOLLIN: to read, EPOLLOUT: to send).
+ *
+ * First the socket, with TLS (make TLS=1; skip it at first) and without. What
+ * OpenSSL could not send, it wants to be offered again, more at most: that
+ * comes by itself, as a cursor moves only past what was sent.
  */
 #ifdef TLS
 _Static_assert(READ_SIZE >= TLS_RECORD, "a record must fit");
@@ -967,7 +978,7 @@ static void socket_close(struct client *c) {
 }
 #endif
 
-/* Owns fd from here on. NULL: no memory, and it is closed. */
+/* Owns fd from here on. NULL: it could not, and fd is closed. */
 static struct client *client_add(struct server *s, int fd,
                                  struct ssl_ctx_st *tls) {
     struct client *c = NULL;
@@ -994,6 +1005,8 @@ static struct client *client_add(struct server *s, int fd,
     return c;
 }
 
+/* Marks it dead; server_reap frees it when the round ends. So a caller may go
+ * on with it, and asks c->dead where that matters. */
 static void client_kill(struct server *s, struct client *c) {
     if (c->dead) return;
     c->dead = true;
@@ -1011,6 +1024,7 @@ static void channel_insert(struct channel *ch, struct client *c) {
     ch->client_count++;
 }
 
+/* It ends, or will stand elsewhere in the list: see websocket_step. */
 static void channel_remove(struct client *c) {
     struct channel *ch = c->channel;
     if (ch == NULL) return;
@@ -1032,11 +1046,12 @@ static void client_watch(struct server *s, struct client *c) {
                         (c->blocked ? EPOLLOUT : 0);
     if (c->dead || interest == c->interest) return;
     struct epoll_event event = {.events = interest, .data.fd = c->fd};
-    epoll_ctl(s->epoll, EPOLL_CTL_MOD, c->fd, &event);
-    c->interest = interest; /* MOD cannot fail: the fd was added */
+    epoll_ctl(s->epoll, EPOLL_CTL_MOD, c->fd, &event); /* cannot fail */
+    c->interest = interest;
 }
 
-/* Sends what the kernel takes; returns how much that was. */
+/* Sends what the kernel takes; returns how much that was. If that is not all,
+ * it is blocked until EPOLLOUT. */
 static size_t client_send(struct server *s, struct client *c, const void *bytes,
                           size_t size) {
     ssize_t n = socket_send(c, bytes, size);
@@ -1102,7 +1117,8 @@ static void client_finish(struct server *s, struct client *c) {
     c->deadline = s->now + CLOSE_TIME;
 }
 
-/* Its message has to wait: tried again at the end of each round. */
+/* Its message has to wait: the step that posts it returns false, and is done
+ * again at the end of each round. */
 static void client_wait(struct server *s, struct client *c) {
     c->waiting = true;
     c->next_waiting = NULL;
@@ -1241,6 +1257,9 @@ static void channel_append(struct server *s, struct channel *ch, int opcode,
 }
 
 /* ---- 10. The bus between instances --------------------------------------
+ * UDP carries datagrams: each comes whole or not at all, perhaps late or twice.
+ * One to the address of a multicast group reaches all who have joined it.
+ *
  * What an instance posts is appended to its own log of records, and the bus
  * carries that stream of bytes, as TCP does, but to many receivers at once:
  * by multicast, or by unicast to a list of peers. Small messages are so
@@ -1483,7 +1502,7 @@ static void bus_repair(struct server *s, struct peer *p,
     }
 }
 
-/* Goes on at `offset`, which is between two records. */
+/* Goes on at `offset`, where a record should begin. */
 static void peer_skip(struct peer *p, uint64_t offset) {
     p->log.tail = p->log.head = p->told = offset;
     memset(p->filled, 0, sizeof p->filled);
@@ -1506,7 +1525,7 @@ static bool peer_next(struct server *s, struct peer *p) {
         buffer_add(record, log_at(&p->log, p->log.head), n);
         if (goal == 0 || record->failed) {
             bus_error(s, "a stream without sense or end, skipped");
-            peer_skip(p, p->head); /* always between two records */
+            peer_skip(p, p->head); /* amid a record, this comes again */
             return false;
         }
         p->log.head += n;
@@ -1681,7 +1700,7 @@ static void bus_hearsay_in(struct server *s, const struct entry *e) {
     }
     if (!other->joined || e->need < other->log.tail ||
         (other->alive && s->now - other->heard < HOLD_TIME)) return;
-    if (random() % (long)s->counters[BUS_PEERS] == 0) /* one of us will do */
+    if (random() % (long)s->counters[BUS_PEERS] == 0) /* about one of us */
         bus_repair(s, other, e);
 }
 
@@ -1719,7 +1738,7 @@ static void bus_datagram_in(struct server *s, struct datagram *d, size_t size) {
     if (d->sender == s->bus.id) return;
     s->counters[BUS_IN]++;
     hmac_sign(&s->bus.key, &d->kind, size - SHA1_SIZE, mac);
-    for (int i = 0; i < SHA1_SIZE; i++) /* in constant time */
+    for (int i = 0; i < SHA1_SIZE; i++) /* in constant time: it tells nothing */
         difference |= mac[i] ^ d->mac[i];
     if (difference != 0) {
         bus_error(s, "wrong secret");
@@ -2679,7 +2698,8 @@ static void websocket_open(struct server *s, struct request *r) {
     }
 }
 
-/* Sends all messages so far, then a close frame. 1005: one without a code. */
+/* Sends the messages so far (or, with private bytes stuck before them, none),
+ * then a close frame. 1005: one without a code. */
 static void websocket_close(struct server *s, struct client *c, int code) {
     uint8_t payload[2];
     put_number(payload, (uint64_t)code, 2);
@@ -2773,6 +2793,7 @@ static bool websocket_step(struct server *s, struct client *c,
  * it. Handlers only mark a client dead; server_reap frees, when no event of
  * the round can name it any more.
  */
+/* Which function answers which path. */
 static void client_answer(struct server *s, struct request *r) {
     bool send = !strcmp(r->path, "/send"), get = !strcmp(r->method, "GET");
     if (s->stopping) r->keep_alive = false;
@@ -2878,6 +2899,7 @@ static void client_process(struct server *s, struct client *c) {
     client_watch(s, c);
 }
 
+/* Reads once, and handles what came. */
 static void client_read(struct server *s, struct client *c) {
     struct input *in = c->in ? c->in : s->input;
     /* Of a record of TLS nothing may stay behind, where epoll cannot see it. */
@@ -3035,8 +3057,9 @@ static void server_announce(struct server *s) {
     s->announced = true;
 }
 
-/* Lets out what came of this round, and does what is due by time. Returns
- * how long epoll may wait. */
+/* Lets out what came of this round, and does what is due by time. (What is
+ * posted after the flush goes out in the next round.) Returns how long epoll
+ * may wait. */
 static int server_round_end(struct server *s) {
     bool more = false;
     server_retry(s);
@@ -3063,7 +3086,7 @@ static int server_round_end(struct server *s) {
     s->catching_up = s->catching_up && (s->bus.waits || nats_waits(s));
     if (!s->catching_up && !s->announced) server_announce(s);
     server_watch_listener(s);
-    fflush(stdout);
+    fflush(stdout); /* here alone we wait for somebody: the log's reader */
     next = earlier(next, s->tick_at);
     if (s->stopping) next = earlier(next, s->stop_at);
     if (s->waiting) next = earlier(next, s->now + 100); /* a lap ends */
@@ -3082,6 +3105,7 @@ static void server_event(struct server *s, const struct epoll_event *event) {
     else if (s->clients[fd]) client_event(s, s->clients[fd], event->events);
 }
 
+/* A round begins where the last one ends: that says how long to wait. */
 static void server_run(struct server *s) {
     static struct epoll_event events[EVENTS_MAX];
     int64_t start = clock_us(CLOCK_MONOTONIC);
@@ -3241,7 +3265,7 @@ static int server_listen(struct server *s) {
     socklen_t at_size = sizeof at;
     getsockname(fd, (struct sockaddr *)&at, &at_size);
     snprintf(s->port, sizeof s->port, "%d", ntohs(at.sin6_port));
-    s->option['p'] = s->port;
+    s->option['p'] = s->port; /* for the other workers, where it was 0 */
     return fd;
 }
 
@@ -3344,7 +3368,8 @@ static void server_close(struct server *s) {
 /* From here on the kernel refuses all system calls but these (seccomp(2)):
  * who finds a hole in us can start no program, open no socket and, without
  * -d and --cert, no file. A libc that tries more is told EPERM, and copes.
- * Best effort, as this is a second wall: a kernel without it will do. */
+ * Best effort, as this is a second wall: a kernel without it will do. Code
+ * that needs another call has to list it here. */
 static void server_confine(struct server *s) {
 #ifdef MACHINE
     enum { LOAD = 0x20, IF_EQUAL = 0x15, RETURN = 6, ALLOW = 0x7FFF0000,
@@ -3372,7 +3397,7 @@ static void server_confine(struct server *s) {
                                {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}},
       *end = filter + 4;
     for (size_t i = 0; i < CALLS; i++) {
-        if (calls[i] == SYS_socket && !s->nats.on) i += 3;
+        if (calls[i] == SYS_socket && !s->nats.on) i += 3; /* its line */
         if (calls[i] == SYS_openat2 && s->dir < 0 && !s->tls) break;
         *end++ = (struct instruction){IF_EQUAL, 0, 1, calls[i]};
         *end++ = (struct instruction){RETURN, 0, 0, ALLOW};
