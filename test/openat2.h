@@ -3,7 +3,8 @@
  * openat2.h: valgrind 3.19 knows no openat2(2), which main.c calls by number.
  * Included before all else, this does as much of it by other calls: a file
  * counts as beneath a directory if its path begins with the directory's, and
- * if no absolute link stands for it.
+ * if no link stands for it that is absolute or begins with more ".." than its
+ * own path has folders.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -30,18 +31,21 @@ static inline long openat2_call(long number, int dir, const char *name,
                                 const void *how, size_t size) {
     char root[4096], path[4096];
     uint64_t flags;
-    size_t n;
-    int fd;
+    const char *at;
+    int fd, up = 0;
+    ssize_t n = readlinkat(dir, name, path, sizeof path - 1);
 
     (void)number;
     (void)size;
     memcpy(&flags, how, sizeof flags);
-    if (readlinkat(dir, name, path, 1) == 1 && *path == '/') fd = -1;
-    else fd = openat(dir, name, (int)flags);
+    path[n > 0 ? n : 0] = '\0';
+    for (at = name; *at; at++) up -= *at == '/';
+    for (at = path; strncmp(at, "../", 3) == 0; at += 3) up++;
+    fd = *path == '/' || up > 0 ? -1 : openat(dir, name, (int)flags);
     if (fd < 0) return -1;
-    n = openat2_path(dir, root);
+    n = (ssize_t)openat2_path(dir, root);
     openat2_path(fd, path);
-    if (strncmp(path, root, n) == 0 && (path[n] == '/' || path[n] == '\0'))
+    if (strncmp(path, root, (size_t)n) == 0 && (!path[n] || path[n] == '/'))
         return fd;
     close(fd);
     errno = EXDEV;
