@@ -467,7 +467,6 @@ struct request {
     struct text channel;       /* in `name` */
     size_t size;               /* of line and headers */
     int64_t length;            /* of the body */
-    int64_t history;           /* messages asked for, -1: not asked */
     bool old;                  /* HTTP/1.0 */
     bool head;                 /* the method: no body is wanted */
     bool keep_alive, closes, upgrade, websocket, expects, none_match;
@@ -2648,9 +2647,10 @@ static bool key_valid(const char *key) {
            !strcmp(key + 22, "==");
 }
 
-/* Upgrades the connection and puts the client into its channel. */
+/* Upgrades the connection and puts the client into its channel, with so many
+ * messages of its history; -1: it did not ask. */
 static void websocket_begin(struct server *s, struct request *r,
-                            struct channel *ch) {
+                            struct channel *ch, int64_t history) {
     static const char guid[] = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     char text[80];
     uint8_t digest[SHA1_SIZE];
@@ -2665,8 +2665,8 @@ static void websocket_begin(struct server *s, struct request *r,
     respond_buffer(s, r, (struct response){"101 Switching Protocols", NULL,
                    headers.bytes, {0}}, &headers);
     uint64_t offset = ch->log.head;
-    if (r->history >= 0) {
-        int64_t count = history_find(&ch->log, r->history, &offset);
+    if (history >= 0) {
+        int64_t count = history_find(&ch->log, history, &offset);
         snprintf(text, sizeof text, "{\"history\":%lld}", (long long)count);
         websocket_send(c, TEXT, text_of(text));
     }
@@ -2677,23 +2677,23 @@ static void websocket_begin(struct server *s, struct request *r,
 }
 
 static void websocket_open(struct server *s, struct request *r) {
-    char history[HEADER_MAX];
+    char number[HEADER_MAX];
     const char *version = r->header[WS_VERSION];
-    ssize_t size = query_get(r->query, "history", history);
+    ssize_t size = query_get(r->query, "history", number);
     bool asked = size != -1;
-    bool whole = asked && (ssize_t)strlen(history) == size; /* no NUL in it */
-    r->history = whole ? parse_number(history) : -1;
+    bool whole = asked && (ssize_t)strlen(number) == size; /* no NUL in it */
+    int64_t history = whole ? parse_number(number) : -1;
     if (!version || strcmp(version, "13") != 0) {
         respond(s, r, (struct response){"426 Upgrade Required", PLAIN,
             "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\n",
             text_of("this server speaks version 13")});
     } else if (!r->upgrade || !key_valid(r->header[WS_KEY]) ||
-               r->old || (asked && r->history < 0)) {
+               r->old || (asked && history < 0)) {
         respond_text(s, r, "400 Bad Request", "not a WebSocket handshake");
     } else if (request_origin(s, r)) {
         struct channel *ch = channel_get(s, r->channel);
-        if (ch) websocket_begin(s, r, ch);
+        if (ch) websocket_begin(s, r, ch, history);
         else respond_text(s, r, "503 Service Unavailable", "too busy");
     }
 }
