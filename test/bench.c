@@ -40,6 +40,7 @@
  *     growth    from 100 to 19,000 clients in one channel
  *     channels  a small channel beside one with 10,000 clients
  *     http      GET / with keep-alive, by wrk, beside nginx
+ *     workers   one process beside "chat -j 2", on two cores; the bus
  *     all
  *   SCENARIO is CLIENTS,SENDERS,WINDOW,BYTES[,RATE]; RATE is of messages a
  *   second, all senders together, and makes it an open loop. No senders: the
@@ -49,6 +50,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -74,9 +76,10 @@
 #define WARM_UP (SECOND / 5)
 #define EVENTS 1024
 #define READ_SIZE (256 * 1024)
+#define DISCARD_SIZE 32768    /* bytes that wait, then are discarded */
 #define OPEN_WINDOW 1024      /* under way a sender in an open loop */
 #define RUNS_MAX 32
-#define SERVERS_MAX 10
+#define SERVERS_MAX 11
 #define STAMP 8               /* a message begins with its sender and number */
 
 /* Something that makes the numbers worthless. */
@@ -109,11 +112,20 @@ static int64_t now(void) {
     return t.tv_sec * SECOND + t.tv_nsec;
 }
 
-static void pin(int core) {
+/* What this process has used. */
+static int64_t cpu_time(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+/* A process (0: this one) to one core, or (-1) to whichever has room. */
+static void pin(pid_t pid, int core) {
     cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    sched_setaffinity(0, sizeof set, &set); /* best effort */
+    if (core < 0) memset(&set, 0xFF, sizeof set);
+    else CPU_ZERO(&set);
+    if (core >= 0) CPU_SET(core, &set);
+    sched_setaffinity(pid, sizeof set, &set); /* best effort */
 }
 
 /* ---- Frames -------------------------------------------------------------
@@ -282,6 +294,8 @@ struct server {
     int said; /* what it prints */
     int port;
     clockid_t clock; /* the CPU time of all its threads */
+    pid_t workers[2];
+    int worker_count; /* those that are known: server_find_workers() */
 };
 
 /* Starts a command, or the floor where there is none. */
@@ -293,7 +307,7 @@ static struct server server_start(const char *command, int most) {
     s.pid = must(fork(), "fork");
     if (s.pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        pin(0);
+        pin(0, 0);
         dup2(pipes[1], 1);
         dup2(pipes[1], 2);
         if (!command) floor_run(most);
@@ -322,11 +336,41 @@ static void server_stop(const struct server *s) {
     close(s->said);
 }
 
-/* In nanoseconds, exact. */
+/* Waits until a server has forked so many. Each gets a core of its own; the
+ * load, and a server without workers, go where there is room (else whatever
+ * else runs on its core would slow down one process more than two). */
+static void server_find_workers(struct server *s, int count) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", s->pid, s->pid);
+    for (int64_t end = now() + PATIENCE; s->worker_count < count;) {
+        FILE *file = fopen(path, "r");
+        if (!file || now() > end) fail("no workers: %s", path);
+        s->worker_count = 0;
+        for (pid_t pid; fscanf(file, "%d", &pid) == 1;) {
+            if (s->worker_count == count) fail("too many workers: %s", path);
+            s->workers[s->worker_count++] = pid;
+        }
+        fclose(file);
+        usleep(1000);
+    }
+    pin(0, -1);
+    pin(s->pid, -1);
+    for (int i = 0; i < count; i++) pin(s->workers[i], i);
+}
+
+/* In nanoseconds, exact; the workers' as well. */
 static int64_t server_cpu(const struct server *s) {
     struct timespec t;
     if (clock_gettime(s->clock, &t)) fail("the server has gone");
-    return t.tv_sec * SECOND + t.tv_nsec;
+    int64_t time = t.tv_sec * SECOND + t.tv_nsec;
+    for (int i = 0; i < s->worker_count; i++) {
+        clockid_t clock;
+        if (clock_getcpuclockid(s->workers[i], &clock) ||
+            clock_gettime(clock, &t))
+            fail("a worker has gone");
+        time += t.tv_sec * SECOND + t.tv_nsec;
+    }
+    return time;
 }
 
 /* Bytes of its own, resident: what is not mapped from files. */
@@ -375,6 +419,7 @@ struct scenario {
 struct client {
     struct stream stream;
     uint32_t *expected; /* by sender: the number of its next message */
+    uint64_t discarded; /* bytes, unread: see load_discard() */
 };
 
 struct sender {
@@ -395,6 +440,8 @@ struct load {
     int64_t start;            /* open loop: message k is due at ... */
     uint64_t scheduled;       /* ... start + k / rate; these are out */
     uint64_t sent, delivered; /* messages; to one client each */
+    int checking;             /* clients that do; the others discard */
+    bool across;              /* the window is that of client 1 alone */
     struct histogram late;
 };
 
@@ -480,8 +527,8 @@ static void client_take(struct load *l, int i, const uint8_t *message,
              sender, *expected);
     ++*expected;
     l->delivered++;
-    if (sender == (uint32_t)i) l->senders[i].back++;
-    if (l->measuring)
+    if (l->across ? i == 1 : sender == (uint32_t)i) l->senders[sender].back++;
+    if (l->measuring && (i == 1 || !l->across))
         histogram_add(&l->late, time - l->senders[sender].due[n % l->ring]);
 }
 
@@ -499,8 +546,24 @@ static void client_read(struct load *l, int i) {
         left -= header + size;
     }
     stream_keep(stream, at, left);
+    if (l->across) i = i == 1 ? 0 : l->scenario.senders; /* whose window */
     if (i < l->scenario.senders && l->scenario.rate == 0)
         sender_refill(l, i, time);
+}
+
+/* A client that does not check what it gets lets it wait in the kernel until
+ * it is worth a call, has it thrown away there, and counts the bytes: so the
+ * load takes little of the cores that the server is to have. */
+static void client_discard(struct load *l, int i) {
+    uint64_t header = l->scenario.size < 126 ? 2 : 4;
+    uint64_t frame = header + (uint64_t)l->scenario.size;
+    struct client *c = &l->clients[i];
+    ssize_t n = recv(c->stream.fd, NULL, READ_SIZE, MSG_TRUNC | MSG_DONTWAIT);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) fail("cut off: %s", n ? strerror(errno) : "closed");
+    l->delivered += (c->discarded % frame + (uint64_t)n) / frame;
+    c->discarded += (uint64_t)n;
+    if (c->discarded > l->sent * frame) fail("client %d got too much", i);
 }
 
 /* Runs until that time, or until every client has everything. */
@@ -515,9 +578,13 @@ static void load_run(struct load *l, int64_t until) {
         for (int i = 0; i < n; i++) {
             int client = (int)events[i].data.u32;
             if (events[i].events & EPOLLOUT) sender_flush(l, client);
-            if (events[i].events & ~(uint32_t)EPOLLOUT) client_read(l, client);
+            if (client >= l->checking) client_discard(l, client);
+            else if (events[i].events & ~(uint32_t)EPOLLOUT)
+                client_read(l, client);
             if (l->scenario.rate > 0) load_send_due(l, now());
         }
+        for (int i = l->checking; i < l->scenario.clients && !l->sending; i++)
+            client_discard(l, i); /* the last bytes wake nobody */
     }
 }
 
@@ -548,36 +615,48 @@ static void client_agreed(struct load *l, int i) {
         size += (size_t)n;
     }
     if (strncmp(answer, "HTTP/1.1 101", 12)) fail("%s", answer);
+    int enough = DISCARD_SIZE + i % 64 * (DISCARD_SIZE / 64); /* in turn */
+    if (i >= l->checking)
+        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &enough, sizeof enough);
     must(epoll_ctl(l->epoll, EPOLL_CTL_ADD, fd, &event), "epoll_ctl");
 }
 
-/* Opens all connections, 64 at a time, and shakes hands. */
-static void load_connect(struct load *l, int port) {
+/* A connection for client i. */
+static int client_connect(int i, int port) {
     struct sockaddr_in to = {.sin_family = AF_INET,
                              .sin_port = htons((uint16_t)port),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct sockaddr_in from = {.sin_family = AF_INET};
     struct linger reset = {1, 0}; /* no port has to wait at the end */
     struct timeval patience = {PATIENCE / SECOND, 0};
+    int on = 1, fd = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    /* An address has some 28,000 ports, the last found slowly. */
+    from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)i / 10000);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    must(bind(fd, (struct sockaddr *)&from, sizeof from), "bind");
+    must(connect(fd, (struct sockaddr *)&to, sizeof to), "connect");
+    return fd;
+}
+
+/* Begins the handshake on a new connection. */
+static void client_open(struct load *l, int i, int fd) {
     const char *path = l->scenario.path ? l->scenario.path : "/";
     char request[512];
-    int on = 1, count = l->scenario.clients;
     int size = snprintf(request, sizeof request, handshake, path);
+    must((int)send(fd, request, (size_t)size, MSG_NOSIGNAL), "send");
+    l->clients[i].stream.fd = fd;
+}
+
+/* Opens all connections, 64 at a time, and shakes hands. */
+static void load_connect(struct load *l, int port) {
+    int count = l->scenario.clients;
     for (int first = 0; first < count; first += 64) {
         int last = first + 64 < count ? first + 64 : count;
-        for (int i = first; i < last; i++) {
-            int fd = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
-            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-            setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-            /* An address has some 28,000 ports, the last found slowly. */
-            from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)i / 10000);
-            setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-            must(bind(fd, (struct sockaddr *)&from, sizeof from), "bind");
-            must(connect(fd, (struct sockaddr *)&to, sizeof to), "connect");
-            must((int)send(fd, request, (size_t)size, MSG_NOSIGNAL), "send");
-            l->clients[i].stream.fd = fd;
-        }
+        for (int i = first; i < last; i++)
+            client_open(l, i, client_connect(i, port));
         for (int i = first; i < last; i++) client_agreed(l, i);
     }
 }
@@ -586,6 +665,7 @@ static struct load *load_open(struct scenario sc) {
     struct load *l = reserve(1, sizeof *l);
     size_t senders = (size_t)sc.senders, size = (size_t)sc.size;
     l->scenario = sc;
+    l->checking = sc.clients;
     l->window = sc.rate > 0 ? OPEN_WINDOW : (uint32_t)sc.window;
     for (l->ring = 1024; l->ring < 4 * l->window;) l->ring *= 2;
     l->clients = reserve((size_t)sc.clients, sizeof *l->clients);
@@ -607,10 +687,13 @@ static struct load *load_open(struct scenario sc) {
  * One run each: a server, its clients, and what came of it.
  */
 enum column {
-    RATE, PER_CPU, BUSY, P50, P99, P999, JOIN_RATE, JOINS, MEMORY, COLUMNS
+    RATE, PER_CPU, BUSY, LOAD, P50, P99, P999, JOIN_RATE, JOINS, MEMORY,
+    PACKED, COLUMNS
 };
 
-enum part { FANOUT, LATENCY, JOINING, GROWTH, CHANNELS, HTTP, GIVEN, PARTS };
+enum part {
+    FANOUT, LATENCY, JOINING, GROWTH, CHANNELS, HTTP, CORES, BUS, GIVEN, PARTS
+};
 
 struct result {
     double of[COLUMNS];
@@ -624,6 +707,7 @@ struct row {
     struct result (*measure)(const char *command, struct scenario sc,
                              int64_t time);
     unsigned servers; /* a bit for each that takes part */
+    int subject;      /* whose ratios to the others are shown: the chat */
     struct result results[SERVERS_MAX][RUNS_MAX];
 };
 
@@ -631,6 +715,25 @@ static void result_latency(struct result *r, const struct load *l) {
     r->of[P50] = histogram_at(&l->late, 0.5);
     r->of[P99] = histogram_at(&l->late, 0.99);
     r->of[P999] = histogram_at(&l->late, 0.999);
+}
+
+/* What load_talk() brings about, and what it takes. */
+static void measure_talk(struct result *r, struct load *l,
+                         const struct server *server, int64_t time) {
+    load_talk(l, WARM_UP);
+    l->measuring = true;
+    uint64_t before = l->delivered;
+    int64_t start = now(), cpu = server_cpu(server), own = cpu_time();
+    load_talk(l, time);
+    double passed = (double)(now() - start);
+    double used = (double)(server_cpu(server) - cpu);
+    double load = (double)(cpu_time() - own);
+    double delivered = (double)(l->delivered - before);
+    r->of[RATE] = delivered * (double)SECOND / passed;
+    r->of[PER_CPU] = delivered * (double)SECOND / used;
+    r->of[BUSY] = 100 * used / passed;
+    r->of[LOAD] = 100 * load / passed;
+    result_latency(r, l);
 }
 
 static struct result measure_chat(const char *command, struct scenario sc,
@@ -643,21 +746,7 @@ static struct result measure_chat(const char *command, struct scenario sc,
     load_connect(l, server.port);
     r.of[JOIN_RATE] = count * (double)SECOND / (double)(now() - start);
     r.of[JOINS] = count * (double)SECOND / (double)(server_cpu(&server) - cpu);
-    if (sc.senders > 0) {
-        load_talk(l, WARM_UP);
-        l->measuring = true;
-        uint64_t before = l->delivered;
-        start = now();
-        cpu = server_cpu(&server);
-        load_talk(l, time);
-        double passed = (double)(now() - start);
-        double used = (double)(server_cpu(&server) - cpu);
-        double delivered = (double)(l->delivered - before);
-        r.of[RATE] = delivered * (double)SECOND / passed;
-        r.of[PER_CPU] = delivered * (double)SECOND / used;
-        r.of[BUSY] = 100 * used / passed;
-        result_latency(&r, l);
-    }
+    if (sc.senders > 0) measure_talk(&r, l, &server, time);
     r.of[MEMORY] = (server_memory(&server) - memory) / count;
     server_stop(&server);
     return r;
@@ -696,6 +785,92 @@ static struct result measure_beside(const char *command, struct scenario sc,
     load_talk(l, time);
     result_latency(&r, l);
     if (waitpid(pid, &status, 0) < 0 || status) exit(1);
+    server_stop(&server);
+    return r;
+}
+
+static int workers_of(const char *command) {
+    return strstr(command, " -j 2") ? 2 : 0;
+}
+
+/* The senders check what they get, the others only how much it is. */
+static struct result measure_cores(const char *command, struct scenario sc,
+                                   int64_t time) {
+    struct result r = {0};
+    struct server server = server_start(command, sc.clients + 64);
+    struct load *l = load_open(sc);
+    l->checking = sc.senders;
+    server_find_workers(&server, workers_of(command));
+    load_connect(l, server.port);
+    measure_talk(&r, l, &server, time);
+    server_stop(&server);
+    return r;
+}
+
+/* The files and connections that a process has open. */
+static int count_open(pid_t pid) {
+    char path[64];
+    int count = 0;
+    snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    DIR *dir = opendir(path);
+    if (!dir) fail("%s: %s", path, strerror(errno));
+    while (readdir(dir)) count++;
+    closedir(dir);
+    return count;
+}
+
+/* Sends a GET and reads the answer (as much of it as arrives at once). */
+static void http_get(int fd, const char *path, char answer[4096]) {
+    char request[256];
+    int size = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\n"
+                        "Host: localhost\r\n\r\n", path);
+    must((int)send(fd, request, (size_t)size, MSG_NOSIGNAL), "send");
+    ssize_t n = recv(fd, answer, 4095, 0);
+    if (n <= 0) fail("no answer to GET %s", path);
+    answer[n] = '\0';
+}
+
+/* A connection to the worker of that number: the kernel shares them out, so
+ * try until that worker has one more. Without workers there is one server. */
+static int worker_connect(const struct server *s, int worker) {
+    char answer[4096];
+    for (int tries = 0; tries < 100; tries++) {
+        pid_t pid = s->worker_count ? s->workers[worker] : s->pid;
+        int before = count_open(pid), fd = client_connect(0, s->port);
+        http_get(fd, "/metrics", answer); /* so it has been accepted */
+        if (count_open(pid) > before) return fd;
+        close(fd);
+    }
+    fail("no connection to worker %d", worker);
+}
+
+static double worker_datagrams(int fd) {
+    char answer[4096];
+    unsigned long long count = 0;
+    http_get(fd, "/metrics", answer);
+    char *at = strstr(answer, "\nchat_bus_datagrams_sent_total ");
+    if (!at || sscanf(at, "%*s %llu", &count) != 1) fail("no metrics");
+    return (double)count;
+}
+
+/* From a sender of the first worker to a client of the second one. */
+static struct result measure_bus(const char *command, struct scenario sc,
+                                 int64_t time) {
+    struct result r = {0};
+    struct server server = server_start(command, sc.clients + 64);
+    struct load *l = load_open(sc);
+    l->across = true;
+    server_find_workers(&server, workers_of(command));
+    for (int i = 0; i < 2; i++) {
+        client_open(l, i, worker_connect(&server, i));
+        client_agreed(l, i);
+    }
+    int watch = worker_connect(&server, 0);
+    double before = worker_datagrams(watch);
+    uint64_t sent = l->sent;
+    measure_talk(&r, l, &server, time);
+    double datagrams = worker_datagrams(watch) - before;
+    if (datagrams > 0) r.of[PACKED] = (double)(l->sent - sent) / datagrams;
     server_stop(&server);
     return r;
 }
@@ -765,10 +940,12 @@ static struct result run(const struct row *row, const char *command,
  * All servers in turn, so many runs; then the medians, and the ratios of the
  * chat to each other server within a run.
  */
-enum server_name { CHAT, FLOOR, BUN, WS, DENO, NGINX, FILES, OTHER };
+enum server_name {
+    CHAT, FLOOR, BUN, WS, DENO, NGINX, FILES, WORKERS, OTHER
+};
 #define BIT(server) (1u << (server))
 #define OTHERS (~(BIT(OTHER) - 1))
-#define WEBSOCKETS (~(BIT(NGINX) | BIT(FILES)))
+#define WEBSOCKETS (~(BIT(NGINX) | BIT(FILES) | BIT(WORKERS)))
 #define ROWS_MAX 64
 
 struct bench {
@@ -785,9 +962,9 @@ static const struct {
     const char *name;
     int width, digits;
 } columns[COLUMNS] = {
-    {"deliv/s", 10, 0}, {"/cpu s", 10, 0}, {"busy %", 7, 0}, {"p50 us", 9, 0},
-    {"p99", 9, 0}, {"p99.9", 9, 0}, {"joins/s", 9, 0}, {"/cpu s", 9, 0},
-    {"B/client", 10, 0}};
+    {"deliv/s", 10, 0}, {"/cpu s", 10, 0}, {"busy %", 7, 0}, {"load %", 7, 0},
+    {"p50 us", 9, 0}, {"p99", 9, 0}, {"p99.9", 9, 0}, {"joins/s", 9, 0},
+    {"/cpu s", 9, 0}, {"B/client", 10, 0}, {"msgs/dgram", 11, 1}};
 
 static int compare(const void *a, const void *b) {
     const double *x = a, *y = b;
@@ -849,6 +1026,8 @@ static void row_title(const struct row *row, char title[128]) {
 /* What the row was measured for. */
 static enum column row_column(const struct row *row) {
     if (row->part == HTTP) return PER_CPU;
+    if (row->part == CORES) return RATE;
+    if (row->part == BUS) return row->sc.rate > 0 ? P50 : RATE;
     if (row->part == CHANNELS || row->sc.rate > 0) return P99;
     return row->sc.senders > 0 ? PER_CPU : JOINS;
 }
@@ -862,8 +1041,9 @@ static void row_line(const struct bench *b, const struct row *row, int server,
     printf("\n%-12s", name);
     for (int i = 0; i < COLUMNS; i++) {
         struct spread s = spread_of(b, row, server, to, i);
-        if (median(b, row, CHAT, i) > 0)
-            printf("%*.*f", columns[i].width, to < 0 ? 0 : 3, s.median);
+        if (median(b, row, row->subject, i) > 0)
+            printf("%*.*f", columns[i].width, to < 0 ? columns[i].digits : 3,
+                   s.median);
     }
     enum column main = row_column(row);
     struct spread s = spread_of(b, row, server, to, main);
@@ -877,12 +1057,13 @@ static void row_print(const struct bench *b, const struct row *row) {
     row_title(row, title);
     printf("\n%s\n%-12s", title, "");
     for (int i = 0; i < COLUMNS; i++)
-        if (median(b, row, CHAT, i) > 0)
+        if (median(b, row, row->subject, i) > 0)
             printf("%*s", columns[i].width, columns[i].name);
     for (int s = 0; s < SERVERS_MAX; s++)
         if (row->servers & BIT(s)) row_line(b, row, s, -1);
-    for (int s = 1; s < SERVERS_MAX; s++)
-        if (row->servers & BIT(s)) row_line(b, row, CHAT, s);
+    for (int s = 0; s < SERVERS_MAX; s++)
+        if (s != row->subject && row->servers & BIT(s))
+            row_line(b, row, row->subject, s);
     printf("\n");
 }
 
@@ -976,19 +1157,25 @@ static void part_channels(struct bench *b) {
             .measure = measure_beside, .servers = BIT(CHAT) | OTHERS});
 }
 
-/* nginx as one process on a free port, with the same page; its files are
- * written to build/nginx. */
-static bool nginx_prepare(char *command, size_t size) {
+/* A port that nobody has at the moment. */
+static int free_port(int type) {
     struct sockaddr_in at = {.sin_family = AF_INET,
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof at;
-    if (system("command -v nginx >/dev/null && command -v wrk >/dev/null &&"
-               "mkdir -p build/nginx/html && cp index.html build/nginx/html"))
-        return false;
-    int fd = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
+    int fd = must(socket(AF_INET, type, 0), "socket");
     must(bind(fd, (struct sockaddr *)&at, sizeof at), "bind");
     getsockname(fd, (struct sockaddr *)&at, &length);
     close(fd);
+    return ntohs(at.sin_port);
+}
+
+/* nginx as one process on a free port, with the same page; its files are
+ * written to build/nginx. */
+static bool nginx_prepare(char *command, size_t size) {
+    int port = free_port(SOCK_STREAM);
+    if (system("command -v nginx >/dev/null && command -v wrk >/dev/null &&"
+               "mkdir -p build/nginx/html && cp index.html build/nginx/html"))
+        return false;
     FILE *file = fopen("build/nginx/nginx.conf", "w");
     if (!file) fail("build/nginx/nginx.conf: %s", strerror(errno));
     fprintf(file, "daemon off;\nmaster_process off;\npid nginx.pid;\n"
@@ -1001,10 +1188,10 @@ static bool nginx_prepare(char *command, size_t size) {
             "    open_file_cache max=100;\n    types { text/html html; }\n"
             "    keepalive_requests 1000000000;\n"
             "    server { listen 127.0.0.1:%d; root html; }\n}\n",
-            ntohs(at.sin_port));
+            port);
     if (fclose(file)) fail("build/nginx/nginx.conf: %s", strerror(errno));
     snprintf(command, size, "cd build/nginx && echo http://localhost:%d/ && "
-             "exec nginx -e stderr -p . -c nginx.conf", ntohs(at.sin_port));
+             "exec nginx -e stderr -p . -c nginx.conf", port);
     return true;
 }
 
@@ -1019,6 +1206,35 @@ static void part_http(struct bench *b) {
     bench_row(b, (struct row){HTTP, "GET /, 32 connections kept alive",
         .sc = {.clients = 32}, .measure = measure_http,
         .servers = BIT(CHAT) | BIT(NGINX) | BIT(FILES) | OTHERS});
+}
+
+/* One process and two workers, which meet on a bus of their own. */
+static void part_workers(struct bench *b) {
+    static char command[1100];
+    static const struct row rows[] = {
+        {CORES, .sc = {400, 8, 1, 64, 0, NULL}},
+        {CORES, .sc = {400, 8, 8, 64, 0, NULL}},
+        {BUS, "From worker to worker, window 256, 32 bytes",
+         .sc = {2, 1, 256, 32, 0, NULL}},
+        {BUS, "From worker to worker, 1,000 messages/s, 32 bytes",
+         .sc = {2, 1, 1, 32, 1000, NULL}}};
+    if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+        printf("skipped: workers: there is one core only\n");
+        return;
+    }
+    snprintf(command, sizeof command, "exec %s -p 0 -q --metrics -j 2 "
+             "-b 239.255.80.80:%d", getenv("CHAT") ? getenv("CHAT") : "./chat",
+             free_port(SOCK_DGRAM));
+    b->servers[WORKERS].command = command;
+    b->present |= BIT(WORKERS);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct row row = rows[i];
+        row.measure = row.part == CORES ? measure_cores : measure_bus;
+        row.servers = BIT(CHAT) | BIT(WORKERS) |
+                      (row.part == CORES ? OTHERS : 0);
+        row.subject = WORKERS;
+        bench_row(b, row);
+    }
 }
 
 /* ---- The summary --------------------------------------------------------
@@ -1058,6 +1274,32 @@ static void summary_part(FILE *out, const struct bench *b, enum part part,
         fprintf(out, "| *goal* | | at most 1.1 | | | |\n");
 }
 
+/* Two workers beside one process. */
+static void summary_workers(FILE *out, const struct bench *b,
+                            const struct row *row) {
+    char title[128];
+    double rate = median(b, row, WORKERS, RATE) / 2 /* clients */;
+    double late = median(b, row, WORKERS, P50);
+    row_title(row, title);
+    fprintf(out, "- %s: ", title);
+    if (row->part == CORES) {
+        fprintf(out, "`-j 2` makes");
+        spread_print(out, spread_of(b, row, WORKERS, CHAT, RATE));
+        fprintf(out, " times the deliveries of one process, a CPU second");
+        spread_print(out, spread_of(b, row, WORKERS, CHAT, PER_CPU));
+        fprintf(out, "; of two cores the workers had %.0f %%, the load %.0f "
+                "%%. Goal: 1.8.\n", median(b, row, WORKERS, BUSY) / 2,
+                median(b, row, WORKERS, LOAD) / 2);
+    } else if (row->sc.rate > 0)
+        fprintf(out, "latency %.0f µs (p50), %.0f more than within one "
+                "process, %.0f µs (p99).\n", late,
+                late - median(b, row, CHAT, P50),
+                median(b, row, WORKERS, P99));
+    else
+        fprintf(out, "%s messages a second, %.0f a datagram.\n",
+                grouped(rate), median(b, row, WORKERS, PACKED));
+}
+
 /* What is no table: one line each. */
 static void summary_line(FILE *out, const struct bench *b,
                          const struct row *row) {
@@ -1071,6 +1313,7 @@ static void summary_line(FILE *out, const struct bench *b,
         spread_print(out, spread_of(b, row, FILES, NGINX, PER_CPU));
         fprintf(out, ". Goal: 1.\n");
     }
+    if (row->part == CORES || row->part == BUS) summary_workers(out, b, row);
     if (row->part == CHANNELS)
         fprintf(out, "- %s: latency in the small one %.1f ms (p50), %.1f ms "
                 "(p99).\n", title, median(b, row, CHAT, P50) / 1000,
@@ -1268,7 +1511,8 @@ static void bench_part(struct bench *b, const char *name) {
         void (*run)(struct bench *b);
     } parts[] = {{"fanout", part_fanout}, {"latency", part_latency},
                  {"joins", part_joins}, {"channels", part_channels},
-                 {"http", part_http}, {"growth", part_growth}};
+                 {"http", part_http}, {"workers", part_workers},
+                 {"growth", part_growth}};
     bool found = false;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (!strcmp(name, parts[i].name) || !strcmp(name, "all")) {
@@ -1300,14 +1544,15 @@ static void bench_servers(struct bench *b) {
                   "exec build/peers/node_modules/.bin/deno run --no-config "
                   "--allow-net test/peers/deno.js"}};
     static char chat[1024], files[1100];
-    snprintf(chat, sizeof chat, "exec %s -p 0 -q -b none",
+    snprintf(chat, sizeof chat, "exec %s -p 0 -q --metrics -b none",
              getenv("CHAT") ? getenv("CHAT") : "./chat");
     snprintf(files, sizeof files, "%s -d build/nginx/html", chat);
     bench_server(b, CHAT, "chat", chat);
     bench_server(b, FLOOR, "floor", NULL);
     bench_server(b, NGINX, "nginx", NULL); /* there if its part runs */
     bench_server(b, FILES, "chat -d", files);
-    b->present &= ~(BIT(NGINX) | BIT(FILES));
+    bench_server(b, WORKERS, "chat -j 2", NULL); /* the same */
+    b->present &= ~(BIT(NGINX) | BIT(FILES) | BIT(WORKERS));
     for (int i = BUN; i <= DENO; i++) {
         bench_server(b, i, peers[i].name, peers[i].command);
         if (!access(peers[i].needs, F_OK)) continue;
@@ -1348,7 +1593,7 @@ int main(int argc, char **argv) {
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
-    pin((int)sysconf(_SC_NPROCESSORS_ONLN) - 1);
+    pin(0, (int)sysconf(_SC_NPROCESSORS_ONLN) - 1);
     if (optind == argc) bench_part(&b, "fanout");
     for (int i = optind; i < argc; i++) bench_part(&b, argv[i]);
     printf("\n");
