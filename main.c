@@ -2236,9 +2236,8 @@ static void nats_connect(struct server *s) {
 }
 
 /* The connection has ended: what it sent whole is not sent again. */
-static void nats_disconnect(struct server *s) {
+static void nats_disconnect(struct server *s, const struct client *c) {
     struct nats *n = &s->nats;
-    struct client *c = n->connection;
     nats_advance(n);
     if (c->channel) fprintf(stderr, "chat: left %s\n", s->option['b']);
     n->connection = NULL;
@@ -3003,7 +3002,7 @@ static void server_reap(struct server *s) {
     while (s->dead) {
         struct client *c = s->dead;
         s->dead = c->next_dead;
-        if (c->nats) nats_disconnect(s);
+        if (c->nats) nats_disconnect(s, c);
         channel_remove(c);
         struct client **link = &s->waiting;
         /* Who waits stands in the list, so the walk ends there.
