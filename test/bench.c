@@ -330,9 +330,16 @@ static struct server server_start(const char *command, int most) {
     return s;
 }
 
+/* Ends a server and its workers: these would be heard on the next one's bus.
+ * When all have gone, there is nobody left who could say something. */
 static void server_stop(const struct server *s) {
+    struct pollfd p = {.fd = s->said, .events = POLLIN};
+    char said[1024];
     kill(s->pid, SIGKILL);
+    for (int i = 0; i < s->worker_count; i++) kill(s->workers[i], SIGKILL);
     waitpid(s->pid, NULL, 0);
+    while (s->worker_count && poll(&p, 1, PATIENCE / 1000000) > 0)
+        if (read(s->said, said, sizeof said) <= 0) break;
     close(s->said);
 }
 
