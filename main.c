@@ -1027,7 +1027,10 @@ static void channel_insert(struct channel *ch, struct client *c) {
 static void channel_remove(struct client *c) {
     struct channel *ch = c->channel;
     if (ch == NULL) return;
-    if (ch->at == c) ch->at = c->next;
+    if (ch->at == c) {
+        ch->at = c->next;
+        ch->swept = false; /* a pass that so ends does not tell `low` */
+    }
     if (c->next) c->next->previous = c->previous;
     if (c->previous) c->previous->next = c->next;
     else ch->clients = c->next;

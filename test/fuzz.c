@@ -83,7 +83,7 @@ static struct server server;
 static void server_start(struct server *s) {
     *s = (struct server){.max_message = KIB, .history = 4 * KIB,
                          .max_clients = 64, .clients_size = KIB, .dir = -1,
-                         .signals = -1};
+                         .home = -1, .signals = -1};
     s->option['q'] = "";
     s->option['M'] = "";
     s->bus.fd = -1;
@@ -102,7 +102,6 @@ static void server_end(struct server *s) {
     server_close(s);
     CHECK(s->connections == 0 && s->counters[CLIENTS] == 0);
     CHECK(s->counters[CHANNELS] == 0);
-    close(s->epoll);
 }
 
 /* What holds between two rounds. */
@@ -329,8 +328,8 @@ void fuzz_path(const uint8_t *data, size_t size) {
         dir = root_make(home);
     }
     server_start(&server);
-    server.dir = dir;
-    server.home = home;
+    server.dir = fcntl(dir, F_DUPFD_CLOEXEC, 0); /* it closes its own */
+    server.home = fcntl(home, F_DUPFD_CLOEXEC, 0);
     buffer_print(&line, "%s /", size > 0 && *data & 1 ? "HEAD" : "GET");
     if (size > 1) buffer_add(&line, data + 1, size - 1);
     buffer_print(&line, " HTTP/1.1\r\nHost: x\r\n\r\n");
