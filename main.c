@@ -808,6 +808,7 @@ struct nats {
     bool greeted, welcome; /* this time: it has said INFO, has let us in */
     struct addrinfo *found, *next; /* its addresses; the one to try next */
     char *user, *password; /* user alone: a token; NULL: none */
+    char id[17];           /* in each command, to know our own again */
     size_t max_message;    /* by -m; less if the server takes less */
     struct client *connection; /* NULL: there is none */
     struct channel channel; /* its only client: whose log is of commands */
@@ -1961,10 +1962,12 @@ static void bus_close(struct server *s) {
  * at a cluster of them. To us it is one more client, with a cursor into a log
  * of ready-made commands:
  *
- *   we say   CONNECT {...}   SUB chat.> 1   PUB chat.text.NAME SIZE, payload
- *   it says  INFO {...}      PING   -ERR    MSG chat.text.NAME 1 SIZE, payload
+ *   we say   CONNECT {...}  SUB chat.> 1  PUB chat.text.NAME ID SIZE, payload
+ *   it says  INFO {...}     PING   -ERR   MSG chat.text.NAME 1 ID SIZE, payload
  *
- * Lines and payloads end with CRLF. For binary messages, "binary" stands for
+ * ID, where NATS has the subject for replies, is the instance's: on a new
+ * connection it can meet its own words from the old one. Lines and payloads
+ * end with CRLF. For binary messages, "binary" stands for
  * "text". NAME is the channel's, as %XX all but letters, digits, "-" and "_";
  * the nameless channel is chat.text: so "nats pub chat.text hi" works.
  *
@@ -2012,8 +2015,11 @@ static void nats_configure(struct server *s) {
 }
 
 static void nats_open(struct server *s) {
+    uint64_t id;
     if (!s->nats.on) return;
-    srandom((unsigned)getpid());
+    must((int)getrandom(&id, sizeof id, 0), "bus: getrandom");
+    snprintf(s->nats.id, sizeof s->nats.id, "%016llx", (unsigned long long)id);
+    srandom((unsigned)id);
     s->max_clients++; /* its connection is none of the clients */
     if (!log_open(&s->nats.channel.log, bus_log_size(s)))
         fail("bus: mmap", strerror(errno));
@@ -2074,7 +2080,7 @@ static void nats_post(struct server *s, struct channel *ch, int opcode,
                  ch->name_size ? "." : "");
     buffer_escape(&line, (struct text){ch->name, ch->name_size}, "-_",
                   "%%%02X");
-    buffer_print(&line, " %zu\r\n", message.size);
+    buffer_print(&line, " %s %zu\r\n", s->nats.id, message.size);
     if (line.failed) {
         s->counters[BUS_LOST]++;
     } else {
@@ -2160,7 +2166,7 @@ static void nats_welcome(struct server *s, struct client *c) {
     c->deadline = s->now + PING_TIME;
 }
 
-/* Handles "MSG chat.text.NAME 1 [REPLY] SIZE" once its payload is here. False
+/* Handles "MSG chat.text.NAME 1 [ID] SIZE" once its payload is here. False
  * if it is not, or if the channel has no room now. */
 static bool nats_message(struct server *s, struct client *c, struct input *in,
                          const char *line, size_t line_size) {
@@ -2173,6 +2179,8 @@ static bool nats_message(struct server *s, struct client *c, struct input *in,
     }
     if (in->size - in->next < line_size + (size_t)size + 2) return false;
     char *subject = strsep(&rest, " ");
+    strsep(&rest, " ");    /* 1 */
+    bool own = rest && !strncmp(rest, s->nats.id, strlen(s->nats.id));
     strsep(&subject, "."); /* chat */
     const char *kind = strsep(&subject, "."), *code = subject ? subject : "";
     int opcode = 0; /* none that a message may have */
@@ -2180,8 +2188,8 @@ static bool nats_message(struct server *s, struct client *c, struct input *in,
     if (kind && !strcmp(kind, "binary")) opcode = BINARY;
     ssize_t n = percent_decode(code, strlen(code), name, false);
     struct text channel = {name, n < 0 ? SIZE_MAX : (size_t)n};
-    if (!bus_message(s, channel, opcode,
-                     (struct text){line + line_size, (size_t)size})) {
+    if (!own && !bus_message(s, channel, opcode,
+                             (struct text){line + line_size, (size_t)size})) {
         client_wait(s, c);
         return false;
     }

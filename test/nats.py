@@ -1020,6 +1020,22 @@ def case_hostile():
         return f"{fake.count} connections, {a.metrics()['chat_bus_errors_total']:.0f} errors counted, memory grew by {grown:.0f} MB for a message of 32 MB"
 
 
+def case_own():
+    """its own words, from a connection that it has no more, come back: they are not said twice"""
+    with Lab(1) as lab:
+        fake = Fake(lab)
+        client = Client(lab.hosts[0].start(fake.url()))
+        client.post(0)
+        lab.pump(lambda: re.search(rb"PUB chat\.text \w+ \d+\r\n.*\r\n", fake.got), 5, "it posts nothing")
+        own = re.search(rb"PUB chat\.text (\w+) ", fake.got)[1]
+        for number, reply in ((0, own + b" "), (1, b"0" * 16 + b" "), (2, own[:8] + b" "), (3, b"")):
+            payload = message(b"x", number)
+            fake.link.send(b"MSG chat.text 1 %s%d\r\n%s\r\n" % (reply, len(payload), payload))
+        client.next[b"x"] = 1                           # the first is its own
+        lab.pump(lambda: client.next[b"x"] == 4, 5, lambda: f"others' words do not come: {client.next}")
+        bus.settle([client])
+
+
 def case_strange():
     """a server that greets strangely: with a PONG first, in pieces, twice, or that demands TLS later"""
     with Lab(1, expect=ERROR + TRYING) as lab:
@@ -1163,7 +1179,8 @@ def bench():
 
 # What stands in one line runs at the same time: the first ones need the machine, the others mostly wait.
 CASES = (("two",), ("three",), ("cluster", "names", "outside"), ("payloads", "workers", "restart", "tls"),
-         ("away", "overrun", "deaf", "mute", "partition", "auth"), ("cuts", "late", "addresses", "later", "alone", "strange"),
+         ("away", "overrun", "deaf", "mute", "partition", "auth"), ("cuts", "late", "addresses", "later", "alone", "strange",
+          "own"),
          ("bytes", "max", "stop", "slow"), ("hostile",))
 
 

@@ -489,6 +489,24 @@ def case_rented():
         return f"{len(machines)} machines"
 
 
+def case_nats():
+    """two machines that meet at a NATS server, under the name of the README"""
+    need("nats-server")
+    command, = recipe("NATS").lines()
+    user, password, host = re.search(r"nats://(\w+):(\w+)@(\S+)", command).groups()
+    with Lab() as lab:
+        hub, *machines = [Machine(lab, [f"192.0.2.{number}/24"]) for number in (1, 2, 3)]
+        server = hub.start(f"nats-server --user {user} --pass {password}")
+        wait_for(server, "Server is ready", "the NATS server does not start")
+        for machine in machines:
+            machine.write("etc/hosts", f"127.0.0.1 localhost\n192.0.2.1 {host}\n")
+        programs = [machine.chat(command) for machine in machines]
+        for program in programs:
+            program.may_say = f"chat: (joined|left) nats://{host}$"
+            wait_for(program, "joined nats", "it does not join")
+        try_bus([Site(machine) for machine in machines])
+
+
 # --- the cases: systemd -------------------------------------------------------------------------------
 
 SCORE = 1.5             # "OK" ends at 2; 0 is a program that can do nothing
@@ -1101,13 +1119,13 @@ def case_restart_list():
 TRIED = {
     "Two on one machine": "two", "A local network": "lan", "A few rented servers": "rented",
     "systemd": "unit service service_bus", "Behind nginx": "nginx nginx_path page", "Behind Caddy": "caddy page",
-    "https and wss without a proxy": "tls",
+    "https and wss without a proxy": "tls", "NATS": "nats",
     "A container with nothing in it": "container", "All cores": "workers",
     "A restart without a gap": "restart restart_list restart_history service_restart",
 }
 # In the order in which they begin, a few at a time: first those that wait for long.
 CASES = ("nginx", "caddy", "restart", "static", "service", "service_bus", "service_restart", "page", "container", "tls",
-         "install", "two", "lan", "rented", "unit", "nginx_path", "workers", "restart_list", "restart_history", "all")
+         "install", "two", "lan", "rented", "nats", "unit", "nginx_path", "workers", "restart_list", "restart_history", "all")
 TOGETHER = 4
 
 
