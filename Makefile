@@ -105,8 +105,8 @@ bench-all: $(CHAT) $(BUILD)/bench
 # The servers that the chat is measured beside, into build/peers.
 peers:
 	@mkdir -p build/peers
-	cp test/peers/package*.json build/peers
-	cd build/peers && npm ci --no-audit --no-fund
+	cp test/peers/package.json build/peers
+	cd build/peers && npm install --no-audit --no-fund
 
 # What a target finds stays in build/. "make -j2 fuzz" runs two at a time.
 fuzz: $(FUZZ:%=fuzz-%)
