@@ -1197,16 +1197,16 @@ CASES = (("loss",), ("reorder",), ("peers",), ("workers",), ("big",), ("history"
          ("freeze", "cut", "overrun"), ("idle",), ("flood",), ("hostile",), ("open",), ("figures",))
 
 
-def run_case(name):
-    function = globals()[f"case_{name}"]
-    title, begun = f"bus {name}: {function.__doc__}", now()
+def run_case(part, function):
+    """Runs one case of a part of the tests, and prints its line. Returns whether it failed."""
+    title, begun = f"{part} {function.__name__.removeprefix('case_')}: {function.__doc__}", now()
     try:
         figures = function()
-        line = f"ok - {title} ({figures}; {now() - begun:.0f} s)"
+        line = f"ok - {title} ({f'{figures}; ' if figures else ''}{now() - begun:.0f} s)"
     except Skip as reason:
         line = f"skipped: {title}: {reason}"
     except Failure as failure:
-        line = f"FAILED - {title}: {failure}"
+        line = f"FAILED - {title}: " + " ".join(str(failure).split("\n"))
     except Exception as error:
         traceback.print_exc()
         line = f"FAILED - {title}: {error!r}"
@@ -1214,17 +1214,21 @@ def run_case(name):
     return line.startswith("FAILED")
 
 
-def run_together(names):
-    children = []
-    for name in names:
-        child = os.fork()
-        if child == 0:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            try:
-                os._exit(run_case(name))
-            finally:
-                os._exit(1)
-        children.append(child)
+def fork_case(part, function):
+    """Runs it in a process of its own, and returns that."""
+    child = os.fork()
+    if child == 0:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            os._exit(run_case(part, function))
+        finally:
+            os._exit(1)
+    return child
+
+
+def run_together(part, functions):
+    """Returns how many failed."""
+    children = [fork_case(part, function) for function in functions]
     return sum(os.waitpid(child, 0)[1] != 0 for child in children)
 
 
@@ -1266,7 +1270,7 @@ def main():
         return
     if "--bench" in arguments:
         return bench()
-    failed = sum(run_together([name for name in group if name in chosen]) for group in CASES)
+    failed = sum(run_together("bus", [globals()[f"case_{name}"] for name in group if name in chosen]) for group in CASES)
     sys.exit(failed > 0)
 
 

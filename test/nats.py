@@ -9,7 +9,7 @@ are in the way. NATS_SERVER names the program, LONG=1 runs more, KEEP=1 shows wh
 """
 import sys
 sys.dont_write_bytecode = True                          # there is no place for a __pycache__ here
-import json, os, random, re, selectors, shutil, signal, socket, subprocess, tempfile, time, traceback
+import json, os, random, re, selectors, shutil, signal, socket, subprocess, tempfile, time
 from urllib.parse import quote
 import bus
 from bus import CHAT, Failure, Skip, check, frame, libc, message, now
@@ -1184,23 +1184,6 @@ CASES = (("two",), ("three",), ("cluster", "names", "outside"), ("payloads", "wo
          ("bytes", "max", "stop", "slow"), ("hostile",))
 
 
-def run_case(name):
-    function = globals()[f"case_{name}"]
-    title, begun = f"nats {name}: {function.__doc__}", now()
-    try:
-        figures = function()
-        line = f"ok - {title} ({figures + '; ' if figures else ''}{now() - begun:.0f} s)"
-    except Skip as reason:
-        line = f"skipped: {title}: {reason}"
-    except Failure as failure:
-        line = f"FAILED - {title}: {failure}"
-    except Exception as error:
-        traceback.print_exc()
-        line = f"FAILED - {title}: {error!r}"
-    os.write(1, line.encode() + b"\n")
-    return line.startswith("FAILED")
-
-
 def main():
     arguments, names = sys.argv[1:], [name for group in CASES for name in group]
     if "-l" in arguments:
@@ -1216,8 +1199,7 @@ def main():
         return
     if "--bench" in arguments:
         return bench()
-    bus.run_case = run_case
-    failed = sum(bus.run_together([name for name in group if name in chosen]) for group in CASES)
+    failed = sum(bus.run_together("nats", [globals()[f"case_{name}"] for name in group if name in chosen]) for group in CASES)
     sys.exit(failed > 0)
 
 

@@ -9,9 +9,9 @@ ports, paths and addresses are free to be the README's, and nothing is left behi
 LONG=1 also waits until a proxy would have given an idle connection up, KEEP=1 shows what the programs said.
 """
 import asyncio, base64, collections, hashlib, json, os, random, re, shutil, signal, socket, ssl, stat, struct, subprocess
-import sys, tempfile, time, traceback
+import sys, tempfile, time
 
-from bus import Failure, Skip, call, check, frame, libc, now, run, quiet_ipv6
+from bus import Failure, Skip, call, check, fork_case, frame, libc, now, run, quiet_ipv6
 from bus import CLONE_NEWNET, PR_SET_PDEATHSIG
 
 CHAT = os.path.abspath(os.environ.get("CHAT", "./chat"))
@@ -1142,23 +1142,6 @@ def need(*programs):
             raise Skip(f"{program} is not installed")
 
 
-def run_case(name):
-    function = globals()[f"case_{name}"]
-    title, begun = f"recipes {name}: {function.__doc__}", now()
-    try:
-        figures = function()
-        line = f"ok - {title} ({f'{figures}; ' if figures else ''}{now() - begun:.0f} s)"
-    except Skip as reason:
-        line = f"skipped: {title}: {reason}"
-    except Failure as failure:
-        line = f"FAILED - {title}: " + " ".join(str(failure).split("\n"))
-    except Exception as error:
-        traceback.print_exc()
-        line = f"FAILED - {title}: {error!r}"
-    os.write(1, line.encode() + b"\n")
-    return line.startswith("FAILED")
-
-
 def run_cases(names):
     """Runs them in processes of their own. Returns how many failed."""
     running, failed = 0, 0
@@ -1169,12 +1152,7 @@ def run_cases(names):
         if name is None:
             continue
         running += 1
-        if os.fork() == 0:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            try:
-                os._exit(run_case(name))
-            finally:
-                os._exit(1)
+        fork_case("recipes", globals()[f"case_{name}"])
     return failed
 
 

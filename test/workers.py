@@ -7,7 +7,7 @@ Which worker holds a connection, /proc tells: a new socket is among that process
 all is on this machine's loopback, each case on a group of its own, so no namespace and no root is needed.
 KEEP=1 shows what the servers said.
 """
-import json, os, re, resource, selectors, signal, socket, subprocess, sys, tempfile, time, traceback, zlib
+import json, os, re, resource, selectors, signal, socket, subprocess, sys, tempfile, time, zlib
 
 sys.dont_write_bytecode = True
 import bus
@@ -827,23 +827,6 @@ CASES = (("all", "options", "failures", "deaf"), ("kill",), ("flood",), ("stale"
          ("latency",), ("speed",))
 
 
-def run_case(name):
-    function = globals()[f"case_{name}"]
-    title, begun = f"workers {name}: {function.__doc__}", now()
-    try:
-        figures = function()
-        line = f"ok - {title} ({figures + '; ' if figures else ''}{now() - begun:.0f} s)"
-    except Skip as reason:
-        line = f"skipped: {title}: {reason}"
-    except Failure as failure:
-        line = f"FAILED - {title}: {failure}"
-    except Exception as error:
-        traceback.print_exc()
-        line = f"FAILED - {title}: {error!r}"
-    os.write(1, line.encode() + b"\n")
-    return line.startswith("FAILED")
-
-
 def main():
     arguments, names = sys.argv[1:], [name for group in CASES for name in group]
     if "-l" in arguments:
@@ -856,8 +839,8 @@ def main():
         for name in arguments or names:
             print(f"skipped: workers {name}: this kernel's /proc does not list children")
         return
-    bus.run_case = run_case                             # run_together runs ours
-    sys.exit(sum(bus.run_together([name for name in group if name in (arguments or names)]) for group in CASES) > 0)
+    chosen = [[globals()[f"case_{name}"] for name in group if name in (arguments or names)] for group in CASES]
+    sys.exit(sum(bus.run_together("workers", group) for group in chosen) > 0)
 
 
 if __name__ == "__main__":
