@@ -1965,11 +1965,11 @@ static void bus_close(struct server *s) {
  *   we say   CONNECT {...}  SUB chat.> 1  PUB chat.text.NAME ID SIZE, payload
  *   it says  INFO {...}     PING   -ERR   MSG chat.text.NAME 1 ID SIZE, payload
  *
- * ID, where NATS has the subject for replies, is the instance's: on a new
- * connection it can meet its own words from the old one. Lines and payloads
- * end with CRLF. For binary messages, "binary" stands for
+ * Lines and payloads end with CRLF. For binary messages, "binary" stands for
  * "text". NAME is the channel's, as %XX all but letters, digits, "-" and "_";
- * the nameless channel is chat.text: so "nats pub chat.text hi" works.
+ * the nameless channel is chat.text: so "nats pub chat.text hi" works. ID,
+ * where NATS has the subject for replies, is the instance's: on a new
+ * connection it can meet its own words from the old one.
  *
  * A connection that ended is made anew, and goes on with the first command
  * that was not sent whole, when the others have had the time to be back as
