@@ -56,6 +56,7 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -172,7 +173,7 @@ static void buffer_add(struct buffer *b, const void *bytes, size_t size) {
 __attribute__((format(printf, 2, 3)))
 static void buffer_print(struct buffer *b, const char *format, ...) {
     va_list list;
-    for (size_t room = 128;;) { /* most fit at the first try */
+    for (size_t room = 512;;) { /* most fit at the first try */
         if (!buffer_reserve(b, room)) return;
         va_start(list, format);
         int size = vsnprintf(b->bytes + b->size, room, format, list);
@@ -827,7 +828,6 @@ struct server {
     const char *option[128]; /* values by letter; NULL: not given */
     const char *origins[16];
     char port[8];            /* that we listen on */
-    struct text page;        /* index.html */
     int origin_count;
     size_t max_message, history, max_clients;
     int workers;
@@ -835,6 +835,7 @@ struct server {
         int listener, bus;
     } sockets[WORKERS_MAX];  /* of each worker, open before any starts */
     int epoll, signals, listener, dir, home; /* home: where we started */
+    int page;                /* index.html, as a file in memory */
     struct ssl_ctx_st *tls;  /* for new clients; NULL: plain TCP */
     bool accepting, catching_up, announced, stopping;
     int64_t now, tick_at, accept_at, stop_at; /* since the start */
@@ -864,6 +865,15 @@ struct server {
  * OpenSSL could not send, it wants to be offered again, more at most: that
  * comes by itself, as a cursor moves only past what was sent.
  */
+/* Where `bytes` is NULL, they come out of its file, from its cursor on: the
+ * kernel has them, so they are not copied here. What stands before a file
+ * waits for it, to go out in the same packet. */
+static ssize_t tcp_send(struct client *c, const void *bytes, size_t size) {
+    off_t at = (off_t)c->cursor;
+    if (!bytes) return sendfile(c->fd, c->file, &at, size);
+    return send(c->fd, bytes, size, c->file < 0 ? 0 : MSG_MORE);
+}
+
 #ifdef TLS
 _Static_assert(READ_SIZE >= TLS_RECORD, "a record must fit");
 
@@ -921,8 +931,16 @@ static ssize_t socket_recv(struct client *c, void *bytes, size_t size) {
 }
 
 static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
-    if (!c->tls) return send(c->fd, bytes, size, MSG_NOSIGNAL);
+    char chunk[READ_SIZE];
     ssize_t sent = 0, n = 1;
+    if (!c->tls) return tcp_send(c, bytes, size);
+    if (!bytes) {
+        n = pread(c->file, chunk, size < READ_SIZE ? size : READ_SIZE,
+                  (off_t)c->cursor);
+        if (n <= 0) return n;
+        bytes = chunk;
+        size = (size_t)n;
+    }
     while (n > 0 && sent < (ssize_t)size) { /* a record at a time */
         ERR_clear_error();
         n = tls_result(c, SSL_write(c->tls, (const char *)bytes + sent,
@@ -962,7 +980,7 @@ static ssize_t socket_recv(struct client *c, void *bytes, size_t size) {
 }
 
 static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
-    return send(c->fd, bytes, size, MSG_NOSIGNAL);
+    return tcp_send(c, bytes, size);
 }
 
 static bool socket_open(struct client *c, const void *tls) {
@@ -1058,7 +1076,8 @@ static void client_watch(struct server *s, struct client *c) {
 static size_t client_send(struct server *s, struct client *c, const void *bytes,
                           size_t size) {
     ssize_t n = socket_send(c, bytes, size);
-    if (n < 0 && errno != EAGAIN && errno != EINTR) client_kill(s, c);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        client_kill(s, c); /* 0: the file shrank; it ends in an error */
     c->blocked = n < (ssize_t)size;
     if (n <= 0) return 0;
     s->counters[BYTES_OUT] += (uint64_t)n;
@@ -1066,15 +1085,8 @@ static size_t client_send(struct server *s, struct client *c, const void *bytes,
     return (size_t)n;
 }
 
-static void client_send_file(struct server *s, struct client *c) {
-    char chunk[READ_SIZE];
-    uint64_t left = c->boundary - c->cursor;
-    ssize_t n = pread(c->file, chunk, left < READ_SIZE ? left : READ_SIZE,
-                      (off_t)c->cursor);
-    if (left > 0 && n <= 0) client_kill(s, c); /* it shrank: end in an error */
-    if (n > 0) c->cursor += client_send(s, c, chunk, (size_t)n);
-    if (c->cursor < c->boundary) return;
-    close(c->file);
+static void client_close_file(struct server *s, struct client *c) {
+    if (c->file >= 0 && c->file != s->page) close(c->file);
     c->file = -1;
 }
 
@@ -1095,7 +1107,8 @@ static void client_flush(struct server *s, struct client *c) {
             buffer_clear(&c->out);
             c->out_sent = 0;
         } else if (c->file >= 0) {
-            client_send_file(s, c);
+            c->cursor += client_send(s, c, NULL, c->boundary - c->cursor);
+            if (c->cursor == c->boundary) client_close_file(s, c);
         } else if (log && !c->closing && c->cursor < log->head) {
             c->boundary = log->head;
         } else {
@@ -2301,9 +2314,11 @@ static bool server_post(struct server *s, struct channel *ch, int opcode,
  */
 __asm__(".section .rodata\n"
         "index_html: .incbin \"index.html\"\n"
-        ".byte 0\n"
+        "1: .balign 8\n"
+        "index_html_size: .quad 1b - index_html\n"
         ".previous\n");
-extern const char index_html[]; /* a string */
+extern const char index_html[];
+extern const uint64_t index_html_size;
 
 #define PAGE_POLICY                                                     \
     "Content-Security-Policy: default-src 'none'; connect-src 'self'; " \
@@ -2561,8 +2576,24 @@ static void answer_listing(struct server *s, struct request *r, int dir) {
                    {b.bytes, b.size}}, &b);
 }
 
+/* Gives an answer whose body is a file, which from here on is the client's. */
+static void respond_file(struct server *s, struct request *r,
+                         struct response a, int fd) {
+    struct client *c = r->client;
+    c->file = fd;
+    c->cursor = 0;
+    c->boundary = a.body.size;
+    if (r->head || a.body.size == 0) client_close_file(s, c);
+    respond(s, r, a);
+}
+
+static void answer_page(struct server *s, struct request *r) {
+    respond_file(s, r, (struct response){"200 OK", HTML, PAGE_POLICY,
+                 {NULL, index_html_size}}, s->page);
+}
+
 /* Answers with an open regular file, which from here on is the client's. */
-static void answer_open_file(struct server *s, struct request *r,
+static void answer_open_file(struct server *s, struct request *r, int fd,
                              const char *path, const struct stat *status) {
     char date[40], headers[80] = "";
     time_t changed = status->st_mtime, now = time(NULL), since;
@@ -2574,9 +2605,7 @@ static void answer_open_file(struct server *s, struct request *r,
         !date_parse(r->header[SINCE], &since) || since < changed)
         a = (struct response){"200 OK", mime_type(path), headers,
                               {NULL, (size_t)status->st_size}};
-    r->client->cursor = 0;
-    r->client->boundary = r->head ? 0 : a.body.size;
-    respond(s, r, a);
+    respond_file(s, r, a, fd);
 }
 
 /* A directory's address ends with a slash, so that the links in its page
@@ -2617,8 +2646,7 @@ static void answer_file(struct server *s, struct request *r) {
         path = "index.html";
     }
     if (S_ISREG(status.st_mode)) {
-        r->client->file = fd;
-        answer_open_file(s, r, path, &status);
+        answer_open_file(s, r, fd, path, &status);
         return;
     }
     if (fd >= 0) close(fd);
@@ -2822,8 +2850,7 @@ static void client_answer(struct server *s, struct request *r) {
     else if (s->dir >= 0)
         answer_file(s, r);
     else if (!strcmp(r->path, "/"))
-        respond(s, r, (struct response){"200 OK", HTML, PAGE_POLICY,
-            s->page});
+        answer_page(s, r);
     else
         respond_text(s, r, "404 Not Found", "not found");
 }
@@ -3023,7 +3050,7 @@ static void server_reap(struct server *s) {
         if (c->waiting && !*link) s->waiting_end = link;
         s->clients[c->fd] = NULL;
         socket_close(c);
-        if (c->file >= 0) close(c->file);
+        client_close_file(s, c);
         s->unsent -= c->counted;
         buffer_clear(&c->out);
         free(c->in);
@@ -3302,7 +3329,8 @@ static void server_watch(struct server *s, int fd) {
 
 /* All that can fail for a reason that its user can mend. */
 static void server_configure(struct server *s) {
-    s->page = text_of(index_html);
+    s->page = must(memfd_create("page", MFD_CLOEXEC), "memfd_create");
+    must((int)write(s->page, index_html, index_html_size), "write");
     s->home = must(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC), "open");
     s->dir = -1;
     if (s->option['d'])
@@ -3386,7 +3414,7 @@ static void server_confine(struct server *s) {
            REFUSE = 0x50000 | EPERM, SET_FILTER = 1, SPECULATION_ALLOWED = 4 };
     static const uint32_t calls[] = {
         SYS_sendto, SYS_recvfrom, SYS_epoll_pwait, SYS_epoll_ctl, SYS_accept4,
-        SYS_read, SYS_write, SYS_writev, SYS_close, SYS_shutdown, SYS_brk,
+        SYS_read, SYS_write, SYS_writev, SYS_sendfile, SYS_close, SYS_shutdown, SYS_brk,
         SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise, SYS_memfd_create,
         SYS_ftruncate, SYS_getpeername, SYS_clock_gettime, SYS_futex,
         SYS_getrandom, SYS_restart_syscall, SYS_exit_group, /* for NATS: */
