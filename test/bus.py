@@ -343,6 +343,26 @@ table inet bus {{
         return int(values[names.index(which)])
 
 
+def bad_end(host, server):
+    """Waits for a server that was told to end; what is wrong with its end."""
+    problems = []
+    try:
+        server.wait(8)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+        problems.append(f"host {host.number} does not end on SIGTERM")
+    if server.returncode not in (0, -signal.SIGKILL):
+        problems.append(f"host {host.number} ended with {server.returncode}")
+    return problems
+
+
+def complain(problems, kind, error):
+    """At the end of a `with`: problems make it fail, also beside a failure."""
+    if problems and kind in (None, Failure):
+        raise Failure("; ".join([str(error)] * (kind is Failure) + problems[:5])) from None
+
+
 class Lab:
     def __init__(self, hosts=3, loss=0, relay=None, expect=""):
         """`expect`: further lines that the servers may write, as a regular expression."""
@@ -379,14 +399,7 @@ class Lab:
                 server.send_signal(signal.SIGCONT)
                 server.terminate()
         for host, server, log in self.servers:
-            try:
-                status = server.wait(6)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                status = server.wait()
-                problems.append(f"host {host.number} does not end on SIGTERM")
-            if status not in (0, -signal.SIGKILL):
-                problems.append(f"host {host.number} ended with {status}")
+            problems += bad_end(host, server)
             with open(log, errors="replace") as file:
                 for line in file:
                     if os.environ.get("KEEP"):
@@ -398,10 +411,7 @@ class Lab:
         shutil.rmtree(self.directory, ignore_errors=True)
         for file in (self.switch, *(host.space for host in self.hosts)):
             os.close(file)
-        if problems and kind is None:
-            raise Failure("; ".join(problems[:5]))
-        if problems and kind is Failure:
-            raise Failure(f"{error}; {'; '.join(problems[:3])}") from None
+        complain(problems, kind, error)
 
     def start(self, *options, **more):
         for host in self.hosts:
@@ -1237,16 +1247,26 @@ def what_is_missing():
     for tool in ("ip", "nft"):
         if not shutil.which(tool):
             return f"no {tool} here"
+    return None if succeeds(make_lab) else "network namespaces are not allowed here"
+
+
+def make_lab():
+    with Lab(hosts=1):
+        pass
+
+
+def succeeds(function):
+    """Does it come to its end, in a process of its own?"""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            with Lab(hosts=1):
-                status = 0
+            function()
+            status = 0
         except Exception as error:
             os.write(2, f"{error}\n".encode())
         os._exit(status)
-    return "network namespaces are not allowed here" if os.waitpid(child, 0)[1] else None
+    return os.waitpid(child, 0)[1] == 0
 
 
 def main():

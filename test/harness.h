@@ -186,6 +186,26 @@ static inline void end_beside(void) {
     free(text);
 }
 
+struct part {
+    const char *name;
+    void (*run)(void);
+    bool beside; /* the others: see begin_beside */
+};
+
+/* Runs the parts that the command line names, or all of them. */
+static inline void run_parts(const struct part *parts, size_t count, int argc,
+                             char **argv) {
+    for (size_t i = 0; i < count; i++) {
+        bool wanted = argc < 2;
+
+        for (int k = 1; k < argc; k++)
+            wanted |= !strcmp(argv[k], parts[i].name);
+        if (wanted && parts[i].beside) begin_beside(parts[i].run);
+        else if (wanted) parts[i].run();
+    }
+    end_beside();
+}
+
 /* The exit status of a test program. */
 static inline int harness_close(void) {
     printf("# %d passed, %d failed, %d skipped\n", test.passed, test.failed,

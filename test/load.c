@@ -1252,11 +1252,7 @@ static void channels_test(void) {
 /* ---- All of it --------------------------------------------------------- */
 
 int main(int argc, char **argv) {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-        bool beside;
-    } parts[] = {
+    static const struct part parts[] = {
         { "slow", slow_test, true },
         { "descriptors", descriptors_test, false },
         { "deaf", deaf_test, false },
@@ -1270,14 +1266,6 @@ int main(int argc, char **argv) {
      * memory can be compared. */
     setenv("ASAN_OPTIONS",
            "quarantine_size_mb=2:thread_local_quarantine_size_kb=64", 0);
-    for (size_t i = 0; i < COUNT(parts); i++) {
-        bool wanted = argc < 2;
-
-        for (int k = 1; k < argc; k++)
-            wanted |= !strcmp(argv[k], parts[i].name);
-        if (wanted && parts[i].beside) begin_beside(parts[i].run);
-        else if (wanted) parts[i].run();
-    }
-    end_beside();
+    run_parts(parts, COUNT(parts), argc, argv);
     return harness_close();
 }

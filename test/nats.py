@@ -127,14 +127,7 @@ class Lab(bus.Lab):
                 server.terminate()
         self.hang_up()
         for host, server, log in self.servers:
-            try:
-                status = server.wait(8)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                status = server.wait()
-                problems.append(f"host {host.number} does not end on SIGTERM")
-            if status not in (0, -signal.SIGKILL):
-                problems.append(f"host {host.number} ended with {status}")
+            problems += bus.bad_end(host, server)
         for log in (log for host in self.hosts for log in host.logs):
             with open(log, errors="replace") as file:
                 for line in file:
@@ -147,10 +140,7 @@ class Lab(bus.Lab):
         for server in self.nats:
             server.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
-        if problems and kind is None:
-            raise Failure("; ".join(problems[:5]))
-        if problems and kind is Failure:
-            raise Failure(f"{error}; {'; '.join(problems[:3])}") from None
+        bus.complain(problems, kind, error)
 
 
 # --- the NATS server, and what stands in its place or between ---------------------------------------

@@ -11,7 +11,7 @@ LONG=1 also waits until a proxy would have given an idle connection up, KEEP=1 s
 import asyncio, base64, collections, hashlib, json, os, random, re, shutil, signal, socket, ssl, stat, struct, subprocess
 import sys, tempfile, time
 
-from bus import Failure, Skip, call, check, fork_case, frame, libc, now, run, quiet_ipv6
+from bus import Failure, Skip, call, check, complain, fork_case, frame, libc, now, run, quiet_ipv6, succeeds
 from bus import CLONE_NEWNET, PR_SET_PDEATHSIG
 
 CHAT = os.path.abspath(os.environ.get("CHAT", "./chat"))
@@ -270,8 +270,7 @@ class Lab:
                     problems.append(f"{program.args[-1]} says: {line}")
         run("umount", "-l", self.directory)
         os.rmdir(self.directory)
-        if problems and kind in (None, Failure):
-            raise Failure("; ".join([str(error)] * (kind is Failure) + problems[:5])) from None
+        complain(problems, kind, error)
 
 
 # --- a browser's doings -------------------------------------------------------------------------------
@@ -1166,17 +1165,12 @@ def what_is_missing():
     for tool in ("ip", "mount", "unshare"):
         if not shutil.which(tool):
             return f"no {tool} here"
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with Lab() as lab:
-                Machine(lab, ["192.168.1.2/24"])
-                status = 0
-        except Exception as error:
-            os.write(2, f"{error}\n".encode())
-        os._exit(status)
-    return "namespaces are not allowed here" if os.waitpid(child, 0)[1] else None
+    return None if succeeds(make_lab) else "namespaces are not allowed here"
+
+
+def make_lab():
+    with Lab() as lab:
+        Machine(lab, ["192.168.1.2/24"])
 
 
 def main():

@@ -4405,11 +4405,7 @@ static int remove_one(const char *path, const struct stat *st, int type,
 }
 
 int main(int argc, char **argv) {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-        bool beside;
-    } parts[] = {
+    static const struct part parts[] = {
         { "late", late_test, true },        { "http", http_test, false },
         { "files", file_test, false },      { "open", open_test, false },
         { "frames", framing_test, false },  { "chat", chat_test, false },
@@ -4424,15 +4420,7 @@ int main(int argc, char **argv) {
         perror("mkdtemp");
         return 1;
     }
-    for (size_t i = 0; i < COUNT(parts); i++) {
-        bool wanted = argc < 2;
-
-        for (int k = 1; k < argc; k++)
-            wanted |= !strcmp(argv[k], parts[i].name);
-        if (wanted && parts[i].beside) begin_beside(parts[i].run);
-        else if (wanted) parts[i].run();
-    }
-    end_beside();
+    run_parts(parts, COUNT(parts), argc, argv);
     status = harness_close();
     nftw(folder, remove_one, 20, FTW_DEPTH | FTW_PHYS);
     return status;
