@@ -865,6 +865,7 @@ struct server {
  * OpenSSL could not send, it wants to be offered again, more at most: that
  * comes by itself, as a cursor moves only past what was sent.
  */
+
 /* Where `bytes` is NULL, they come out of its file, from its cursor on: the
  * kernel has them, so they are not copied here. What stands before a file
  * waits for it, to go out in the same packet. */

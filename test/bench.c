@@ -699,7 +699,7 @@ enum column {
 };
 
 enum part {
-    FANOUT, LATENCY, JOINING, GROWTH, CHANNELS, HTTP, CORES, BUS, GIVEN, PARTS
+    FANOUT, LATENCY, JOINING, GROWTH, CHANNELS, HTTP, MACHINE, CORES, BUS, GIVEN, PARTS
 };
 
 struct result {
@@ -811,6 +811,34 @@ static struct result measure_cores(const char *command, struct scenario sc,
     load_connect(l, server.port);
     measure_talk(&r, l, &server, time);
     server_stop(&server);
+    return r;
+}
+
+/* What a second core can add on this machine: as many processes as there are
+ * workers, each with a core of its own, do nothing but send and receive. Two
+ * cores that are halves of one (hyperthreads) do much less than two whole. */
+static struct result measure_machine(const char *command, struct scenario sc,
+                                     int64_t time) {
+    struct result r = {0};
+    int results[2], count = workers_of(command) ? 2 : 1;
+    double rounds;
+    must(pipe(results), "pipe");
+    for (int core = 0; core < count; core++) {
+        if (must(fork(), "fork") > 0) continue;
+        char *bytes = calloc(1, (size_t)sc.size);
+        int pair[2];
+        must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "socketpair");
+        pin(0, core);
+        rounds = 0;
+        for (int64_t end = now() + time; now() < end; rounds++)
+            if (write(pair[0], bytes, (size_t)sc.size) != sc.size ||
+                read(pair[1], bytes, (size_t)sc.size) != sc.size) _exit(1);
+        _exit(write(results[1], &rounds, sizeof rounds) != sizeof rounds);
+    }
+    close(results[1]);
+    while (read(results[0], &rounds, sizeof rounds) == sizeof rounds)
+        r.of[RATE] += rounds * (double)SECOND / (double)time;
+    while (wait(NULL) > 0);
     return r;
 }
 
@@ -1033,7 +1061,7 @@ static void row_title(const struct row *row, char title[128]) {
 /* What the row was measured for. */
 static enum column row_column(const struct row *row) {
     if (row->part == HTTP) return PER_CPU;
-    if (row->part == CORES) return RATE;
+    if (row->part == MACHINE || row->part == CORES) return RATE;
     if (row->part == BUS) return row->sc.rate > 0 ? P50 : RATE;
     if (row->part == CHANNELS || row->sc.rate > 0) return P99;
     return row->sc.senders > 0 ? PER_CPU : JOINS;
@@ -1222,6 +1250,8 @@ static void part_http(struct bench *b) {
 static void part_workers(struct bench *b) {
     static char command[1100];
     static const struct row rows[] = {
+        {MACHINE, "Two processes that only pass 2 KB through a socket",
+         .sc = {2, 1, 1, 2000, 0, NULL}},
         {CORES, .sc = {400, 1, 2, 64, 0, NULL}},
         {CORES, .sc = {400, 8, 8, 64, 0, NULL}},
         {BUS, "From worker to worker, window 256, 32 bytes",
@@ -1239,7 +1269,9 @@ static void part_workers(struct bench *b) {
     b->present |= BIT(WORKERS);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct row row = rows[i];
-        row.measure = row.part == CORES ? measure_cores : measure_bus;
+        row.measure = row.part == MACHINE ? measure_machine
+                      : row.part == CORES ? measure_cores
+                                          : measure_bus;
         row.servers = BIT(CHAT) | BIT(WORKERS) |
                       (row.part == CORES ? OTHERS : 0);
         row.subject = WORKERS;
@@ -1292,7 +1324,11 @@ static void summary_workers(FILE *out, const struct bench *b,
     double late = median(b, row, WORKERS, P50);
     row_title(row, title);
     fprintf(out, "- %s: ", title);
-    if (row->part == CORES) {
+    if (row->part == MACHINE) {
+        fprintf(out, "on two cores of this machine they do");
+        spread_print(out, spread_of(b, row, WORKERS, CHAT, RATE));
+        fprintf(out, " times the work of one alone.\n");
+    } else if (row->part == CORES) {
         fprintf(out, "`-j 2` makes");
         spread_print(out, spread_of(b, row, WORKERS, CHAT, RATE));
         fprintf(out, " times the deliveries of one process,");
@@ -1324,7 +1360,8 @@ static void summary_line(FILE *out, const struct bench *b,
         spread_print(out, spread_of(b, row, FILES, NGINX, PER_CPU));
         fprintf(out, ". Goal: 1.\n");
     }
-    if (row->part == CORES || row->part == BUS) summary_workers(out, b, row);
+    if (row->part >= MACHINE && row->part <= BUS)
+        summary_workers(out, b, row);
     if (row->part == CHANNELS)
         fprintf(out, "- %s: latency in the small one %.1f ms (p50), %.1f ms "
                 "(p99).\n", title, median(b, row, CHAT, P50) / 1000,
