@@ -569,7 +569,7 @@ async function words(a) {
   await test('each message has the direction of its words', async () => {
     const got = await page.evaluate(list => list.map(text => {
       const p = paragraph(text)
-      append(log, p)
+      log.append(p)
       return getComputedStyle(p).direction
     }), ['שלום', 'Ann: שלום', 'דנה: hello', 'דנה: שלום',
       'https://a.b שלום', 'https://a.b', 'سلام'])
