@@ -757,7 +757,7 @@ struct channel {
 #define WINDOW ((uint64_t)BLOCK * WINDOW_BLOCKS)
 #define PEERS_MAX 64       /* other instances known, also the dead */
 
-struct peer {
+struct peer {              /* another instance; ours too: see struct bus */
     struct peer *next;
     uint64_t id;           /* random, per start */
     int64_t heard;
@@ -771,6 +771,7 @@ struct peer {
                               consumed what is before log.head, and further
                               pieces wait behind that, in their places */
     uint16_t filled[WINDOW_BLOCKS]; /* block b is here up to filled[b % n] */
+    int64_t block_sent[WINDOW_BLOCKS]; /* when we last sent it from its start */
     uint64_t told;         /* the log.head that we last told it */
     uint64_t old;          /* its head when it joined: history before that */
     uint64_t sequence;     /* of the record expected next; 0: any */
@@ -784,16 +785,11 @@ struct bus {
     struct sockaddr_in to[PEERS_MAX]; /* the group, or a list of peers */
     int to_count;
     struct hmac key;
-    uint64_t id, sequence, time;
     uint64_t clock;        /* us since 1970, and after all that we have seen:
                               no answer is older than its question */
-    struct log log;        /* of records: what we posted */
-    uint64_t sent;         /* [sent, head) is still to go out */
-    struct {
-        int64_t at;
-        uint64_t from;
-    } block_sent[WINDOW_BLOCKS]; /* when a block went out, from which byte */
-    struct peer *peers;
+    struct peer self;      /* our stream: self.log has the records that we
+                              posted, up to self.head they went out. The
+                              other instances follow as self.next */
     int64_t status_at, lonely_at, error_at;
     int64_t beat_at, beat_gap; /* the next STATUS when all is quiet */
     int64_t ask_at;        /* the next because of a loss, or to answer */
@@ -1370,8 +1366,8 @@ static size_t record_size(const void *bytes) {
 
 /* Is this a datagram of ours? The MAC is checked elsewhere. */
 static bool datagram_valid(const struct datagram *d, size_t size) {
-    if (size < DATAGRAM_HEADER || d->sender == 0 || d->head > INT64_MAX ||
-        d->tail > d->head) return false;
+    if (size < DATAGRAM_HEADER || d->head > INT64_MAX || d->tail > d->head)
+        return false;
     size -= DATAGRAM_HEADER;
     if (d->kind == DATA) /* within the stream, and within one block */
         return size > 0 && d->offset <= d->head && size <= d->head - d->offset
@@ -1399,30 +1395,28 @@ static void bus_send(struct server *s, struct datagram *d, size_t size) {
     s->counters[BUS_OUT] += (uint64_t)b->to_count;
 }
 
-/* Sends [from, to), which crosses no block border, of our stream or, in its
- * place, of a peer's. */
-static void bus_send_data(struct server *s, struct peer *p, uint64_t from,
-                          uint64_t to) {
-    struct bus *b = &s->bus;
-    struct log *log = p ? &p->log : &b->log;
-    struct datagram d = {.kind = DATA, .sender = p ? p->id : b->id,
-                         .offset = from, .tail = log->tail,
-                         .head = p ? log->head : b->sent};
-    memcpy(d.bytes, log_at(log, from), to - from);
-    if (!p) {
-        b->block_sent[from / BLOCK % WINDOW_BLOCKS].at = s->now;
-        b->block_sent[from / BLOCK % WINDOW_BLOCKS].from = from;
-    }
+/* Sends [from, end) of a stream, ours or a peer's in its place, or what of it
+ * is in from's block. Returns where it stopped. */
+static uint64_t bus_send_data(struct server *s, struct peer *p, uint64_t from,
+                              uint64_t end) {
+    struct datagram d = {.kind = DATA, .sender = p->id, .offset = from,
+                         .tail = p->log.tail, .head = end};
+    uint64_t block = from / BLOCK, to = (block + 1) * BLOCK;
+    if (to > end) to = end;
+    memcpy(d.bytes, log_at(&p->log, from), to - from);
+    if (from % BLOCK == 0) p->block_sent[block % WINDOW_BLOCKS] = s->now;
     bus_send(s, &d, DATAGRAM_HEADER + (to - from));
+    return to;
 }
 
 static void bus_send_status(struct server *s, uint32_t kind) {
     struct bus *b = &s->bus;
-    b->time = b->time < (uint64_t)s->now ? (uint64_t)s->now : b->time + 1;
-    struct datagram d = {.kind = kind, .sender = b->id, .time = b->time,
-                         .tail = b->log.tail, .head = b->sent};
+    struct peer *p = &b->self;
+    p->time = p->time < (uint64_t)s->now ? (uint64_t)s->now : p->time + 1;
+    struct datagram d = {.kind = kind, .sender = p->id, .time = p->time,
+                         .tail = p->log.tail, .head = p->head};
     struct entry *e = d.known;
-    for (struct peer *p = b->peers; p; p = p->next, e++) {
+    for (p = p->next; p; p = p->next, e++) {
         *e = (struct entry){p->id, p->time, p->log.tail, p->log.head, {0}};
         for (uint64_t i = 1; i < WINDOW_BLOCKS; i++)
             if (p->filled[(p->log.head / BLOCK + i) % WINDOW_BLOCKS] == BLOCK)
@@ -1446,16 +1440,15 @@ static size_t bus_log_size(const struct server *s) {
 /* Makes room for another record. False: "not now", a live peer still needs
  * what it would overwrite. */
 static bool bus_room(struct server *s, size_t size) {
-    struct bus *b = &s->bus;
-    uint64_t tail = b->log.tail;
-    if (b->fd < 0) return true;
+    struct log *log = &s->bus.self.log;
+    uint64_t tail = log->tail;
+    if (s->bus.fd < 0) return true;
     size += sizeof(struct record) + CHANNEL_NAME_MAX;
-    while (b->log.head + size - tail > b->log.size)
-        tail += record_size(log_at(&b->log, tail));
-    for (struct peer *p = b->peers; p; p = p->next)
-        if (p->alive && p->acked >= b->log.tail && p->acked < tail)
-            return false;
-    b->log.tail = tail;
+    while (log->head + size - tail > log->size)
+        tail += record_size(log_at(log, tail));
+    for (struct peer *p = s->bus.self.next; p; p = p->next)
+        if (p->alive && p->acked >= log->tail && p->acked < tail) return false;
+    log->tail = tail;
     return true;
 }
 
@@ -1467,55 +1460,52 @@ static void bus_post(struct server *s, struct channel *ch, int opcode,
     if (b->fd < 0) return;
     uint64_t now = (uint64_t)clock_us(CLOCK_REALTIME);
     b->clock = now > b->clock ? now : b->clock + 1;
-    struct record r = {++b->sequence, b->clock, (uint32_t)message.size,
+    struct record r = {++b->self.sequence, b->clock, (uint32_t)message.size,
                        (uint16_t)opcode, (uint16_t)ch->name_size};
-    log_append(&b->log, &r, sizeof r);
-    log_append(&b->log, ch->name, ch->name_size);
-    log_append(&b->log, message.at, message.size);
+    log_append(&b->self.log, &r, sizeof r);
+    log_append(&b->self.log, ch->name, ch->name_size);
+    log_append(&b->self.log, message.at, message.size);
 }
 
 /* Sends what is new, but not beyond the window of the slowest peer. (One that
  * makes no progress, or is further behind, holds nobody up: it will ask.) */
 static void bus_flush(struct server *s) {
     struct bus *b = &s->bus;
-    uint64_t from = b->sent, limit = b->log.head;
+    uint64_t from = b->self.head, limit = b->self.log.head;
     if (b->fd < 0) return;
-    for (struct peer *p = b->peers; p; p = p->next) {
+    for (struct peer *p = b->self.next; p; p = p->next) {
         uint64_t end = (p->acked / BLOCK + WINDOW_BLOCKS) * BLOCK;
         if (p->acked >= from) p->progress = s->now;
         if (p->alive && end >= from && end < limit &&
             s->now - p->progress < HOLD_TIME) limit = end;
     }
     if (limit <= from) return;
-    b->sent = limit;
+    b->self.head = limit;
     b->beat_gap = BEAT_FIRST; /* and a heartbeat, also while DATA flows */
     b->beat_at = earlier(s->now + BEAT_FIRST, b->status_at + BEAT_LAST);
-    for (uint64_t to; s->counters[BUS_PEERS] && from < limit; from = to) {
-        to = (from / BLOCK + 1) * BLOCK;
-        if (to > limit) to = limit;
-        bus_send_data(s, NULL, from, to);
-    }
+    while (s->counters[BUS_PEERS] && from < limit)
+        from = bus_send_data(s, &b->self, from, limit);
 }
 
-/* Sends again what an entry lacks of our stream (or, in its place, of p's):
- * the rest of each block that is not whole. */
+/* Sends again what an entry lacks of a stream: each block that is not whole,
+ * from its start, so that one datagram does for all who lack some of it. */
 static void bus_repair(struct server *s, struct peer *p,
                        const struct entry *e) {
-    struct bus *b = &s->bus;
-    uint64_t first = e->need / BLOCK, end = p ? p->log.head : b->sent;
+    uint64_t end = p == &s->bus.self ? p->head : p->log.head;
+    uint64_t from = e->need / BLOCK * BLOCK;
     int64_t linger = end - e->need > WINDOW / 8 ? BULK_TIME : LINGER_TIME;
-    for (uint64_t i = 0, count = 0; i < WINDOW_BLOCKS; i++) {
-        uint64_t from = i == 0 ? e->need : (first + i) * BLOCK;
-        uint64_t to = (first + i + 1) * BLOCK;
-        uint64_t slot = (first + i) % WINDOW_BLOCKS;
-        bool on_its_way = !p && b->block_sent[slot].from <= from &&
-                          s->now - b->block_sent[slot].at < linger;
-        if (from >= end || count == REPAIRS_MAX) return;
-        if (from < (p ? p->log.tail : b->log.tail) || on_its_way ||
-            e->bitmap[i / 8] >> i % 8 & 1) continue;
-        bus_send_data(s, p, from, to < end ? to : end);
-        s->counters[BUS_REPAIRS]++;
-        count++;
+    if (e->need < p->log.tail || e->need >= end) return;
+    if (from < p->log.tail) from = p->log.tail;
+    for (int i = 0, count = 0; i < WINDOW_BLOCKS && count < REPAIRS_MAX; i++) {
+        int64_t sent = p->block_sent[from / BLOCK % WINDOW_BLOCKS];
+        bool there = e->bitmap[i / 8] >> i % 8 & 1;
+        if (from >= end) return;
+        if (!there && s->now - sent >= linger) {
+            bus_send_data(s, p, from, end);
+            s->counters[BUS_REPAIRS]++;
+            count++;
+        }
+        from = (from / BLOCK + 1) * BLOCK;
     }
 }
 
@@ -1597,7 +1587,7 @@ static struct peer *bus_oldest(struct server *s) {
     struct peer *oldest = NULL;
     uint64_t time, oldest_time = 0;
     s->bus.waits = s->bus.fd >= 0 && s->now < HELLO_TIME;
-    for (struct peer *p = s->bus.peers; p; p = p->next) {
+    for (struct peer *p = s->bus.self.next; p; p = p->next) {
         if (!peer_next(s, p)) {
             s->bus.waits |= peer_lags(s, p);
             continue;
@@ -1653,7 +1643,7 @@ static void peer_alive(struct server *s, struct peer *p, bool alive) {
 static void peer_join(struct server *s, struct peer *p) {
     bool met = (int64_t)p->time > PEER_TIME && s->now > PEER_TIME;
     p->joined = true;
-    p->acked = s->bus.log.tail;
+    p->acked = s->bus.self.log.tail;
     p->old = p->head;
     peer_skip(p, met ? p->head : p->tail);
     if (p->log.head < p->old) s->bus.catch_up_end = s->now + CATCH_UP_TIME;
@@ -1661,10 +1651,9 @@ static void peer_join(struct server *s, struct peer *p) {
 }
 
 static void peer_forget(struct server *s, struct peer *p) {
-    struct peer **link = &s->bus.peers;
-    while (*link != p) link = &(*link)->next;
-    *link = p->next;
-    peer_alive(s, p, false);
+    struct peer *before = &s->bus.self;
+    while (before->next != p) before = before->next;
+    before->next = p->next;
     buffer_clear(&p->record);
     log_close(&p->log);
     free(p);
@@ -1675,7 +1664,8 @@ static void peer_forget(struct server *s, struct peer *p) {
 static struct peer *bus_peer(struct server *s, uint64_t id, bool make) {
     struct peer *dead = NULL;
     int count = 0;
-    for (struct peer *p = s->bus.peers; p; p = p->next, count++) {
+    if (id == s->bus.self.id) return &s->bus.self;
+    for (struct peer *p = s->bus.self.next; p; p = p->next, count++) {
         if (p->id == id) return p;
         if (!p->alive && (!dead || p->heard < dead->heard)) dead = p;
     }
@@ -1687,38 +1677,34 @@ static struct peer *bus_peer(struct server *s, uint64_t id, bool make) {
         return NULL;
     }
     p->id = id;
-    p->next = s->bus.peers;
-    s->bus.peers = p;
+    p->next = s->bus.self.next;
+    s->bus.self.next = p;
     return p;
 }
 
-/* A peer has told what it has of our stream. */
-static void bus_receipt_in(struct server *s, struct peer *p,
-                           const struct entry *e) {
-    if (e->need > s->bus.log.head) return;
-    if (e->need > p->acked) {
-        p->acked = e->need;
-        p->progress = s->now;
-    }
-    if (e->need < s->bus.log.tail) s->bus.answer = true; /* it must skip */
-    bus_repair(s, NULL, e);
-}
-
-/* A peer that is alive has told what it has of another's stream. Who is new
- * learns so of those that are silent; who has more of it than it, helps. */
-static void bus_hearsay_in(struct server *s, const struct entry *e) {
+/* A peer that is alive has told what it has of a stream. Of ours, we send it
+ * what it lacks; of one whose sender is silent, about one of us does. Who is
+ * new learns so of those that are silent. */
+static void bus_entry_in(struct server *s, struct peer *from,
+                         const struct entry *e) {
+    struct peer *self = &s->bus.self;
     bool news = s->now < CATCH_UP_TIME && e->tail < e->need &&
                 e->need <= INT64_MAX;
-    struct peer *other = bus_peer(s, e->id, news);
-    if (!other) return;
-    if (news && !other->joined && !other->time && e->need > other->head) {
-        other->tail = e->tail;
-        other->head = e->need;
+    struct peer *p = bus_peer(s, e->id, news);
+    if (!p) return;
+    if (p == self && e->need > from->acked && e->need <= self->log.head) {
+        from->acked = e->need;
+        from->progress = s->now;
     }
-    if (!other->joined || e->need < other->log.tail ||
-        (other->alive && s->now - other->heard < HOLD_TIME)) return;
-    if (random() % (long)s->counters[BUS_PEERS] == 0) /* about one of us */
-        bus_repair(s, other, e);
+    if (news && !p->joined && !p->time && e->need > p->head) {
+        p->tail = e->tail;
+        p->head = e->need;
+    }
+    bool silent = p->joined &&
+                  (!p->alive || s->now - p->heard >= HOLD_TIME);
+    if (p == self ||
+        (silent && random() % (long)s->counters[BUS_PEERS] == 0))
+        bus_repair(s, p, e);
 }
 
 static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
@@ -1732,15 +1718,13 @@ static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
     if (d->head > p->head) p->head = d->head;
     for (struct entry *e = d->known; e < end; e++) {
         int64_t age = (int64_t)((uint64_t)s->now - e->echo);
-        if (e->id != b->id) continue;
-        fresh = age < ECHO_TIME && age > -SECOND;
-        if (fresh && !p->joined) peer_join(s, p);
-        if (p->joined) bus_receipt_in(s, p, e);
+        if (e->id == b->self.id) fresh = age < ECHO_TIME && age > -SECOND;
     }
+    if (fresh && !p->joined) peer_join(s, p);
     if (fresh || !p->joined) p->heard = s->now;
     if (fresh) peer_alive(s, p, d->kind != LEAVE);
     for (struct entry *e = d->known; p->alive && e < end; e++)
-        if (e->id != b->id && e->id != 0) bus_hearsay_in(s, e);
+        bus_entry_in(s, p, e);
     if (!p->joined) b->answer = true; /* so that it hears of an echo */
     if (p->joined && p->log.head < p->tail) peer_skip(p, p->tail);
     if (b->answer) bus_ask(s, random() % ASK_JITTER);
@@ -1752,7 +1736,7 @@ static void bus_datagram_in(struct server *s, struct datagram *d, size_t size) {
         bus_error(s, "not a datagram of ours");
         return;
     }
-    if (d->sender == s->bus.id) return;
+    if (d->sender == s->bus.self.id) return;
     s->counters[BUS_IN]++;
     hmac_sign(&s->bus.key, &d->kind, size - SHA1_SIZE, mac);
     for (int i = 0; i < SHA1_SIZE; i++) /* in constant time: it tells nothing */
@@ -1780,7 +1764,7 @@ static int64_t bus_tick(struct server *s) {
     struct bus *b = &s->bus;
     bool missing = false;
     if (b->fd < 0) return INT64_MAX;
-    for (struct peer *p = b->peers, *next; p; p = next) {
+    for (struct peer *p = b->self.next, *next; p; p = next) {
         next = p->next;
         if (!p->joined && p->time == 0 && s->now >= HELLO_TIME)
             peer_join(s, p); /* to what others hold of it, see above */
@@ -1944,10 +1928,10 @@ static void bus_open(struct server *s, int fd) {
      * from one that died as well: it would seem to be there, and what others
      * remember of it would not be asked for. */
     for (int i = 0; i < 1 << 16 && recv(fd, &old, sizeof old, 0) >= 0; i++);
-    if (!log_open(&b->log, bus_log_size(s)))
+    if (!log_open(&b->self.log, bus_log_size(s)))
         fail("bus: mmap", strerror(errno));
-    must((int)getrandom(&b->id, sizeof b->id, 0), "bus: getrandom");
-    srandom((unsigned)b->id);
+    must((int)getrandom(&b->self.id, sizeof b->self.id, 0), "bus: getrandom");
+    srandom((unsigned)b->self.id);
     b->beat_gap = BEAT_FIRST;
     b->catch_up_end = CATCH_UP_TIME; /* from the start */
     b->lonely_at = 10 * SECOND;
@@ -1955,19 +1939,16 @@ static void bus_open(struct server *s, int fd) {
 
 /* Do all live peers have all that we posted? */
 static bool bus_drained(const struct server *s) {
-    for (struct peer *p = s->bus.peers; p; p = p->next)
-        if (p->alive && p->acked < s->bus.log.head) return false;
+    for (struct peer *p = s->bus.self.next; p; p = p->next)
+        if (p->alive && p->acked < s->bus.self.log.head) return false;
     return true;
 }
 
 static void bus_close(struct server *s) {
     if (s->bus.fd < 0) return;
     bus_send_status(s, LEAVE);
-    while (s->bus.peers) {
-        s->bus.peers->alive = false; /* it is us who leave */
-        peer_forget(s, s->bus.peers);
-    }
-    log_close(&s->bus.log);
+    while (s->bus.self.next) peer_forget(s, s->bus.self.next);
+    log_close(&s->bus.self.log);
     close(s->bus.fd);
 }
 

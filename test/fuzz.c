@@ -466,7 +466,7 @@ static void user_post(struct user *u, struct program *p) {
  * datagrams came: delivered at the end of the round, it waits for nobody. */
 static void record_message(struct server *s, struct program *p) {
     static uint8_t bytes[sizeof(struct record) + KIB];
-    struct peer *peer = s->bus.peers;
+    struct peer *peer = s->bus.self.next;
     struct record r = {0, 1, (uint32_t)(take_two(p) % KIB), TEXT, 0};
     size_t size = sizeof r + r.size;
     memset(bytes, 'b', sizeof bytes);
@@ -482,9 +482,9 @@ static void record_message(struct server *s, struct program *p) {
 static void bus_start(struct server *s) {
     hmac_key(&s->bus.key, "", 0);
     s->bus.fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    s->bus.id = 1;
+    s->bus.self.id = 1;
     s->bus.beat_gap = BEAT_FIRST;
-    CHECK(s->bus.fd >= 0 && log_open(&s->bus.log, 16 * KIB));
+    CHECK(s->bus.fd >= 0 && log_open(&s->bus.self.log, 16 * KIB));
 }
 
 static void server_round(struct server *s) {
@@ -528,7 +528,7 @@ void fuzz_talk(const uint8_t *data, size_t size) {
     bus_start(&server);
     server.now = HELLO_TIME;
     bus_peer(&server, 2, true)->joined = true;
-    server.bus.peers->heard = INT64_MAX / 2; /* it is never forgotten */
+    server.bus.self.next->heard = INT64_MAX / 2; /* it is never forgotten */
     while (p.left > 0) talk_step(&server, users, &p);
     for (int i = 0; i < USERS; i++) {
         for (int j = 0; j < 4; j++) {
@@ -549,15 +549,16 @@ void fuzz_talk(const uint8_t *data, size_t size) {
 static void bus_invariants(const struct server *s) {
     const struct bus *b = &s->bus;
     size_t alive = 0, count = 0;
-    CHECK(b->log.tail <= b->log.head && b->sent <= b->log.head);
-    CHECK(b->log.head - b->log.tail <= b->log.size);
-    for (const struct peer *p = b->peers; p; p = p->next, count++) {
+    const struct log *own = &b->self.log;
+    CHECK(own->tail <= own->head && b->self.head <= own->head);
+    CHECK(own->head - own->tail <= own->size);
+    for (const struct peer *p = b->self.next; p; p = p->next, count++) {
         size_t in_block = p->log.head % BLOCK;
         alive += p->alive;
-        CHECK(p->id != b->id && p->id != 0);
+        CHECK(p->id != b->self.id);
         CHECK(!p->alive || p->joined);
         CHECK(p->log.head <= p->head && p->told <= p->log.head);
-        CHECK(p->acked <= b->log.head);
+        CHECK(p->acked <= own->head);
         CHECK(p->filled[p->log.head / BLOCK % WINDOW_BLOCKS] >= in_block);
         for (int i = 0; i < WINDOW_BLOCKS; i++) CHECK(p->filled[i] <= BLOCK);
         CHECK(p->record.size <= RECORD_MAX);
@@ -576,9 +577,9 @@ static void datagram_step(struct server *s, struct program *p, uint8_t how) {
     CHECK(d != NULL);
     if (bytes.size) memcpy(&d->kind, bytes.at, bytes.size);
     if (size >= DATAGRAM_HEADER + sizeof(struct entry) && how & 8) {
-        d->known[0].id = s->bus.id;
+        d->known[0].id = s->bus.self.id;
         d->known[0].echo = (uint64_t)s->now;
-        d->known[0].need %= s->bus.log.head + 1;
+        d->known[0].need %= s->bus.self.log.head + 1;
     }
     if (size >= DATAGRAM_HEADER && how & 16) {
         struct peer *peer = bus_peer(s, d->sender, false);

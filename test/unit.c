@@ -1155,7 +1155,6 @@ static void test_datagrams(void) {
         {"from beyond the head", DATA, 1, 200, 50, 100, 1, false},
         {"from the end of all numbers", DATA, 1, UINT64_MAX, 0, 100, 1, false},
         {"no bytes", DATA, 1, 0, 0, 100, 0, false},
-        {"no sender", DATA, 0, 0, 0, 100, 1, false},
         {"tail after head", DATA, 1, 0, 101, 100, 1, false},
         {"head of 2^63", DATA, 1, 0, 0, (uint64_t)1 << 63, 1, false},
         {"STATUS, nobody known", STATUS, 1, 1, 0, 0, 0, true},
@@ -1198,7 +1197,8 @@ static struct peer *stream_start(struct server *from, struct server *to,
     from->history = 4 * KIB;
     from->bus.fd = to->bus.fd = must(open("/dev/null", O_WRONLY), "open");
     to->now = from->now = HELLO_TIME;
-    if (!log_open(&from->bus.log, log) || !log_open(&to->bus.log, log))
+    if (!log_open(&from->bus.self.log, log) ||
+        !log_open(&to->bus.self.log, log))
         fail("test", "out of memory");
     struct peer *p = bus_peer(to, 7, true);
     p->joined = true;
@@ -1214,7 +1214,7 @@ static void stream_end(struct server *from, struct server *to) {
 /* Gives the receiver [at, at + size) of the stream, cut at block borders. */
 static void stream_piece(struct server *from, struct server *to,
                          struct peer *p, uint64_t at, size_t size) {
-    struct log *l = &from->bus.log;
+    struct log *l = &from->bus.self.log;
     while (size > 0) {
         size_t n = BLOCK - at % BLOCK;
         struct datagram d = {.kind = DATA, .sender = 7, .offset = at,
@@ -1248,7 +1248,7 @@ static void test_stream(int way) {
     begin("a stream comes %s: the same records come out", ways[way]);
     for (int i = 0; i < 300 || (way == 3 && i < 900); i++)
         expect(say(&from, ch, chance(chance(9) ? 1024 : 60)), "not posted");
-    uint64_t end = from.bus.log.head;
+    uint64_t end = from.bus.self.log.head;
     for (uint64_t i = 0; way == 0 && i < end; i++) {
         stream_piece(&from, &to, p, i, 1);
         bus_deliver(&to);
@@ -1281,7 +1281,7 @@ static void test_window(void) {
     struct peer *p = stream_start(&from, &to, 2 * MIB);
     struct channel *ch = channel_get(&from, (struct text){"c", 1});
     begin("a stream's window: what lies beyond, or before, is not taken");
-    while (from.bus.log.head < 2 * WINDOW && say(&from, ch, 1000)) {}
+    while (from.bus.self.log.head < 2 * WINDOW && say(&from, ch, 1000)) {}
     stream_piece(&from, &to, p, WINDOW, BLOCK); /* where block 0 is kept */
     expect(p->filled[0] == 0, "one block too far was taken");
     stream_piece(&from, &to, p, WINDOW - BLOCK, BLOCK);
@@ -1300,13 +1300,13 @@ static void test_window(void) {
     p = stream_start(&from, &to, 2 * MIB);
     ch = channel_get(&from, (struct text){"c", 1});
     begin("a stream without sense is skipped, up to its head, and counted");
-    memset(log_at(&from.bus.log, 0), 0xFF, 100);
-    from.bus.log.head = 100;
+    memset(log_at(&from.bus.self.log, 0), 0xFF, 100);
+    from.bus.self.log.head = 100;
     stream_piece(&from, &to, p, 0, 100);
     bus_deliver(&to);
     expect(p->log.head == 100 && to.counters[BUS_ERRORS] == 1, "not so");
     for (int i = 0; i < 3; i++) say(&from, ch, 10);
-    stream_piece(&from, &to, p, 100, from.bus.log.head - 100);
+    stream_piece(&from, &to, p, 100, from.bus.self.log.head - 100);
     bus_deliver(&to);
     expect(to.channels && to.channels->log.head == 36, "what came after it");
     stream_end(&from, &to);
@@ -1320,7 +1320,7 @@ static void test_hostile(void) {
     begin("bus: a STATUS with an echo from the end of all numbers");
     struct datagram d = {.kind = STATUS, .sender = 9, .time = 1};
     d.known[0] = (struct entry){.echo = (uint64_t)1 << 63};
-    to.bus.id = d.known[0].id = 5;
+    to.bus.self.id = d.known[0].id = 5;
     hmac_key(&to.bus.key, "", 0);
     hmac_sign(&to.bus.key, &d.kind, DATAGRAM_HEADER + sizeof *d.known -
               SHA1_SIZE, d.mac);
@@ -1339,7 +1339,7 @@ static void test_hostile(void) {
     stream_piece(&from, &to, p, 0, BLOCK + 30);
     bus_deliver(&to);
     expect(p->log.head == BLOCK + 30, "not consumed");
-    uint8_t *size = log_at(&from.bus.log, BLOCK);
+    uint8_t *size = log_at(&from.bus.self.log, BLOCK);
     memset(size, 0xFF, 20);
     stream_piece(&from, &to, p, BLOCK, 40);
     expect(*log_at(&p->log, BLOCK) != 0xFF, "they were");
@@ -1351,10 +1351,10 @@ static void test_hostile(void) {
     ch = channel_get(&from, (struct text){"c", 1});
     say(&from, ch, 10);
     say(&from, ch, 10);
-    memset(log_at(&from.bus.log, offsetof(struct record, time)), 0xFF, 8);
-    stream_piece(&from, &to, p, 0, from.bus.log.head);
+    memset(log_at(&from.bus.self.log, offsetof(struct record, time)), 0xFF, 8);
+    stream_piece(&from, &to, p, 0, from.bus.self.log.head);
     bus_deliver(&to);
-    expect(p->log.head == from.bus.log.head, "it is stuck at %llu",
+    expect(p->log.head == from.bus.self.log.head, "it is stuck at %llu",
            (unsigned long long)p->log.head);
     stream_end(&from, &to);
     finish();
@@ -1420,12 +1420,12 @@ static void node_start(int i) {
     s->max_message = 64 * KIB;
     s->history = 4 * MIB;
     s->bus.fd = must(open("/dev/null", O_WRONLY), "open");
-    s->bus.id = 100 + chance(1 << 20);
+    s->bus.self.id = 100 + chance(1 << 20);
     s->bus.to_count = 1;
     s->bus.beat_gap = BEAT_FIRST;
     s->bus.catch_up_end = CATCH_UP_TIME;
     hmac_key(&s->bus.key, "", 0);
-    if (!log_open(&s->bus.log, MIB)) fail("test", "out of memory");
+    if (!log_open(&s->bus.self.log, MIB)) fail("test", "out of memory");
     net.start[i] = net.now;
     net.cursor[i] = 0;
     net.up[i] = true;
@@ -1667,8 +1667,8 @@ static void test_flat_out(void) {
             for (int j = 0; j < 20; j++) refused += !node_say(i, 1000);
         network_step();
         for (int i = 0; i < 2; i++)
-            for (struct peer *p = net.node[i].bus.peers; p; p = p->next)
-                expect(p->acked >= net.node[i].bus.log.tail || !p->alive,
+            for (struct peer *p = net.node[i].bus.self.next; p; p = p->next)
+                expect(p->acked >= net.node[i].bus.self.log.tail || !p->alive,
                        "overwritten before it was heard");
     }
     expect(refused > 0, "nobody had to wait");
