@@ -790,13 +790,11 @@ struct bus {
     struct peer self;      /* our stream: self.log has the records that we
                               posted, up to self.head they went out. The
                               other instances follow as self.next */
-    int64_t status_at, lonely_at, error_at;
-    int64_t beat_at, beat_gap; /* the next STATUS when all is quiet */
-    int64_t ask_at;        /* the next because of a loss, or to answer */
-    bool asked;            /* and nothing has come of it yet */
+    int64_t status_at;     /* when the next STATUS is due, at the latest; ... */
+    int64_t beat_at, beat_gap; /* ... when all is quiet; ... */
+    int64_t ask_at;        /* ... while something is missing */
+    int64_t lonely_at, error_at;
     bool waits;            /* for older history, delivering nothing */
-    bool stuck;            /* a delivery waits for its channel */
-    bool answer;           /* a STATUS is due although nothing is missing */
     int64_t catch_up_end;
 };
 
@@ -1423,13 +1421,12 @@ static void bus_send_status(struct server *s, uint32_t kind) {
                 e->bitmap[i / 8] |= (uint8_t)(1 << i % 8);
         p->told = p->log.head;
     }
-    b->status_at = s->now;
     bus_send(s, &d, (size_t)((uint8_t *)e - (uint8_t *)&d));
 }
 
 /* Wants a STATUS to go out within `delay`. */
-static void bus_ask(struct server *s, int64_t delay) {
-    s->bus.ask_at = earlier(s->bus.ask_at, s->now + delay);
+static void bus_hurry(struct server *s, int64_t delay) {
+    s->bus.status_at = earlier(s->bus.status_at, s->now + delay);
 }
 
 /* It holds four of the largest messages at least, as a channel's log does. */
@@ -1481,8 +1478,8 @@ static void bus_flush(struct server *s) {
     }
     if (limit <= from) return;
     b->self.head = limit;
-    b->beat_gap = BEAT_FIRST; /* and a heartbeat, also while DATA flows */
-    b->beat_at = earlier(s->now + BEAT_FIRST, b->status_at + BEAT_LAST);
+    b->beat_gap = BEAT_FIRST;
+    b->beat_at = s->now + BEAT_FIRST;
     while (s->counters[BUS_PEERS] && from < limit)
         from = bus_send_data(s, &b->self, from, limit);
 }
@@ -1603,10 +1600,12 @@ static struct peer *bus_oldest(struct server *s) {
 /* Delivers what has come, until a channel has no room for it. */
 static void bus_deliver(struct server *s) {
     struct peer *p;
+    bool delivered;
     do {
         p = bus_oldest(s);
-        s->bus.stuck = p && !peer_deliver(s, p);
-    } while (p && !s->bus.stuck);
+        delivered = p && peer_deliver(s, p);
+    } while (delivered);
+    if (p) bus_hurry(s, BUS_SLOW_TIME / 4); /* so a round comes, to retry */
 }
 
 static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
@@ -1617,7 +1616,7 @@ static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
     uint16_t *filled = &p->filled[block % WINDOW_BLOCKS];
     if (!p->joined) return;
     if (d->head > p->head) p->head = d->head;
-    s->bus.beat_at = earlier(s->bus.beat_at, s->now + RECEIPT_TIME);
+    bus_hurry(s, RECEIPT_TIME);
     if (ahead >= WINDOW_BLOCKS || start > *filled || end <= *filled) return;
     while (log->tail < log->head && log->tail + log->size < d->offset + size) {
         if (log->head - log->tail < sizeof(struct record)) return;
@@ -1725,9 +1724,8 @@ static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
     if (fresh) peer_alive(s, p, d->kind != LEAVE);
     for (struct entry *e = d->known; p->alive && e < end; e++)
         bus_entry_in(s, p, e);
-    if (!p->joined) b->answer = true; /* so that it hears of an echo */
+    if (!p->joined) bus_hurry(s, random() % ASK_JITTER); /* with an echo */
     if (p->joined && p->log.head < p->tail) peer_skip(p, p->tail);
-    if (b->answer) bus_ask(s, random() % ASK_JITTER);
 }
 
 static void bus_datagram_in(struct server *s, struct datagram *d, size_t size) {
@@ -1769,36 +1767,27 @@ static int64_t bus_tick(struct server *s) {
         if (!p->joined && p->time == 0 && s->now >= HELLO_TIME)
             peer_join(s, p); /* to what others hold of it, see above */
         missing |= p->log.head < p->head && (p->alive || peer_lags(s, p));
-        if (p->log.head - p->told >= WINDOW / 4) {
-            b->answer = true;
-            bus_ask(s, 0);
-        }
+        if (p->log.head - p->told >= WINDOW / 4) bus_hurry(s, 0);
         if (s->now - p->heard >= ALIVE_TIME) peer_alive(s, p, false);
         if (s->now - p->heard >= PEER_TIME) peer_forget(s, p);
     }
-    b->asked = b->asked && missing;
-    if (!missing && !b->answer)
+    if (!missing)
         b->ask_at = INT64_MAX; /* it has come meanwhile */
     else if (b->ask_at == INT64_MAX)
-        bus_ask(s, random() % ASK_JITTER + (b->asked ? ASK_TIME - 2 : 0));
-    bool beat = s->now >= b->beat_at;
-    if (beat) {
+        b->ask_at = s->now + random() % ASK_JITTER;
+    if (s->now >= earlier(b->status_at, earlier(b->beat_at, b->ask_at))) {
+        bus_send_status(s, STATUS);
+        b->status_at = s->now + BEAT_LAST;
         b->beat_gap = earlier(b->beat_gap * 2, BEAT_LAST);
         b->beat_at = s->now + b->beat_gap;
-    }
-    if (beat || s->now >= b->ask_at) {
-        bus_send_status(s, STATUS);
-        b->ask_at = INT64_MAX;
-        b->answer = false;
-        b->asked = missing;
+        if (missing) b->ask_at = s->now + ASK_TIME - 2 + random() % ASK_JITTER;
     }
     if (s->counters[BUS_PEERS] > 0) b->lonely_at = s->now + 10 * SECOND;
     if (b->leaves && s->now >= b->lonely_at) {
         fprintf(stderr, "chat: no peer heard on the bus for 10 s\n");
         b->lonely_at = INT64_MAX;
     }
-    int64_t next = b->stuck ? s->now + BUS_SLOW_TIME / 4 : b->beat_at;
-    return earlier(next, b->ask_at);
+    return earlier(b->status_at, earlier(b->beat_at, b->ask_at));
 }
 
 /* Resolves HOST:PORT,... into b->to. Each worker of a host has a port of its
