@@ -1520,6 +1520,7 @@ static bool peer_next(struct server *s, struct peer *p) {
     struct buffer *record = &p->record;
     for (;;) {
         size_t goal = sizeof(struct record);
+        if (p->log.head < p->tail) peer_skip(p, p->tail);
         if (record->size >= goal) goal = record_size(record->bytes);
         if (record->size == goal) return true;
         uint16_t *filled = &p->filled[p->log.head / BLOCK % WINDOW_BLOCKS];
@@ -1584,6 +1585,7 @@ static struct peer *bus_oldest(struct server *s) {
     struct peer *oldest = NULL;
     uint64_t time, oldest_time = 0;
     s->bus.waits = s->bus.fd >= 0 && s->now < HELLO_TIME;
+    if (s->bus.waits) return NULL;
     for (struct peer *p = s->bus.self.next; p; p = p->next) {
         if (!peer_next(s, p)) {
             s->bus.waits |= peer_lags(s, p);
@@ -1630,23 +1632,21 @@ static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
 static void peer_alive(struct server *s, struct peer *p, bool alive) {
     if (p->alive == alive) return;
     p->alive = alive;
+    if (p->acked < s->bus.self.log.tail) p->acked = s->bus.self.log.tail;
     s->counters[BUS_PEERS] += alive ? 1 : (uint64_t)-1;
     fprintf(stderr, "chat: peer %016llx %s\n", (unsigned long long)p->id,
             alive ? "joined" : "left");
 }
 
-/* Its STATUS has echoed a recent time of ours, so it is no recording; or it
- * is dead, and others that are alive hold the end of its stream. If both
- * have been up for longer than either remembers the other, its history was
- * shown here long ago, or is too late. */
+/* What comes of its stream counts from now on. If both have been up for longer
+ * than either remembers the other, its history was shown here long ago, or
+ * is too late. */
 static void peer_join(struct server *s, struct peer *p) {
     bool met = (int64_t)p->time > PEER_TIME && s->now > PEER_TIME;
     p->joined = true;
-    p->acked = s->bus.self.log.tail;
     p->old = p->head;
-    peer_skip(p, met ? p->head : p->tail);
-    if (p->log.head < p->old) s->bus.catch_up_end = s->now + CATCH_UP_TIME;
-    s->bus.waits |= p->log.head < p->old;
+    if (met) peer_skip(p, p->head);
+    else if (p->tail < p->head) s->bus.catch_up_end = s->now + CATCH_UP_TIME;
 }
 
 static void peer_forget(struct server *s, struct peer *p) {
@@ -1695,12 +1695,12 @@ static void bus_entry_in(struct server *s, struct peer *from,
         from->acked = e->need;
         from->progress = s->now;
     }
-    if (news && !p->joined && !p->time && e->need > p->head) {
+    if (news && p != self && !p->time && e->need > p->head) {
         p->tail = e->tail;
         p->head = e->need;
+        peer_join(s, p);
     }
-    bool silent = p->joined &&
-                  (!p->alive || s->now - p->heard >= HOLD_TIME);
+    bool silent = p->joined && s->now - p->heard >= HOLD_TIME;
     if (p == self ||
         (silent && random() % (long)s->counters[BUS_PEERS] == 0))
         bus_repair(s, p, e);
@@ -1725,7 +1725,6 @@ static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
     for (struct entry *e = d->known; p->alive && e < end; e++)
         bus_entry_in(s, p, e);
     if (!p->joined) bus_hurry(s, random() % ASK_JITTER); /* with an echo */
-    if (p->joined && p->log.head < p->tail) peer_skip(p, p->tail);
 }
 
 static void bus_datagram_in(struct server *s, struct datagram *d, size_t size) {
@@ -1764,8 +1763,6 @@ static int64_t bus_tick(struct server *s) {
     if (b->fd < 0) return INT64_MAX;
     for (struct peer *p = b->self.next, *next; p; p = next) {
         next = p->next;
-        if (!p->joined && p->time == 0 && s->now >= HELLO_TIME)
-            peer_join(s, p); /* to what others hold of it, see above */
         missing |= p->log.head < p->head && (p->alive || peer_lags(s, p));
         if (p->log.head - p->told >= WINDOW / 4) bus_hurry(s, 0);
         if (s->now - p->heard >= ALIVE_TIME) peer_alive(s, p, false);
