@@ -772,7 +772,6 @@ struct peer {              /* another instance; ours too: see struct bus */
                               pieces wait behind that, in their places */
     uint16_t filled[WINDOW_BLOCKS]; /* block b is here up to filled[b % n] */
     int64_t block_sent[WINDOW_BLOCKS]; /* when we last sent it from its start */
-    uint64_t told;         /* the log.head that we last told it */
     uint64_t old;          /* its head when it joined: history before that */
     uint64_t sequence;     /* of the record expected next; 0: any */
     struct buffer record;  /* the one being put together */
@@ -1419,7 +1418,6 @@ static void bus_send_status(struct server *s, uint32_t kind) {
         for (uint64_t i = 1; i < WINDOW_BLOCKS; i++)
             if (p->filled[(p->log.head / BLOCK + i) % WINDOW_BLOCKS] == BLOCK)
                 e->bitmap[i / 8] |= (uint8_t)(1 << i % 8);
-        p->told = p->log.head;
     }
     bus_send(s, &d, (size_t)((uint8_t *)e - (uint8_t *)&d));
 }
@@ -1508,7 +1506,7 @@ static void bus_repair(struct server *s, struct peer *p,
 
 /* Goes on at `offset`, where a record should begin. */
 static void peer_skip(struct peer *p, uint64_t offset) {
-    p->log.tail = p->log.head = p->told = offset;
+    p->log.tail = p->log.head = offset;
     memset(p->filled, 0, sizeof p->filled);
     p->filled[offset / BLOCK % WINDOW_BLOCKS] = offset % BLOCK;
     buffer_clear(&p->record);
@@ -1535,6 +1533,7 @@ static bool peer_next(struct server *s, struct peer *p) {
         }
         p->log.head += n;
         if (p->log.head % BLOCK == 0) *filled = 0; /* for a block to come */
+        if (p->log.head % (WINDOW / 4) == 0) bus_hurry(s, 0); /* a receipt */
     }
 }
 
@@ -1764,7 +1763,6 @@ static int64_t bus_tick(struct server *s) {
     for (struct peer *p = b->self.next, *next; p; p = next) {
         next = p->next;
         missing |= p->log.head < p->head && (p->alive || peer_lags(s, p));
-        if (p->log.head - p->told >= WINDOW / 4) bus_hurry(s, 0);
         if (s->now - p->heard >= ALIVE_TIME) peer_alive(s, p, false);
         if (s->now - p->heard >= PEER_TIME) peer_forget(s, p);
     }
