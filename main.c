@@ -1309,7 +1309,7 @@ enum { DATA = 1, STATUS, LEAVE };
 #define ASK_TIME 10             /* between requests while bytes are missing */
 #define ASK_JITTER 5            /* so that not all ask for the same bytes */
 #define LINGER_TIME 4           /* a block on its way is not sent again, ... */
-#define BULK_TIME 20            /* ... nor where many are */
+#define BULK_TIME 15            /* ... nor where many are */
 #define BEAT_FIRST 20           /* after the last DATA, doubling ... */
 #define BEAT_LAST SECOND        /* ... up to this */
 #define RECEIPT_TIME 200        /* at most, from DATA to a STATUS */
@@ -1369,7 +1369,7 @@ static bool datagram_valid(const struct datagram *d, size_t size) {
     if (d->kind == DATA) /* within the stream, and within one block */
         return size > 0 && d->offset <= d->head && size <= d->head - d->offset
                && d->offset % BLOCK + size <= BLOCK;
-    return (d->kind == STATUS || d->kind == LEAVE) && d->time > 0 &&
+    return (d->kind == STATUS || d->kind == LEAVE) &&
            size % sizeof(struct entry) == 0;
 }
 
@@ -1785,40 +1785,11 @@ static int64_t bus_tick(struct server *s) {
     return earlier(b->status_at, earlier(b->beat_at, b->ask_at));
 }
 
-/* Resolves HOST:PORT,... into b->to. Each worker of a host has a port of its
- * own, from PORT on; those who share a group share its port. */
-static void bus_resolve(struct server *s) {
-    struct bus *b = &s->bus;
-    char *list = strdup(s->option['b']), *rest = list;
-    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_DGRAM};
-    struct addrinfo *found;
-    for (char *host; (host = strsep(&rest, ","));) {
-        char *colon = strrchr(host, ':');
-        int64_t port = colon ? parse_number(colon + 1) : -1;
-        if (port < 1 || port + s->workers - 1 > 65535 || colon == host)
-            option_error("bus", "not HOST:PORT,...");
-        *colon = '\0';
-        int error = getaddrinfo(host, colon + 1, &hints, &found);
-        if (error) fail(host, gai_strerror(error));
-        struct sockaddr_in to = *(struct sockaddr_in *)found->ai_addr;
-        freeaddrinfo(found);
-        b->group |= IN_MULTICAST(ntohl(to.sin_addr.s_addr));
-        for (int i = 0; i < (b->group ? 1 : s->workers); i++) {
-            if (b->to_count == PEERS_MAX)
-                option_error("bus", "more than 64 peers");
-            to.sin_port = htons((uint16_t)(port + i));
-            b->to[b->to_count++] = to;
-        }
-    }
-    free(list);
-}
-
 /* Joins the multicast group on the interface. */
 static void bus_join_group(struct server *s, int fd) {
     struct bus *b = &s->bus;
-    int on = 1, off = 0;
-    int ttl = b->leaves;
-    if (s->option['t']) ttl = (int)parse_number(s->option['t']);
+    const char *hops = s->option['t'];
+    int on = 1, off = 0, ttl = hops ? (int)parse_number(hops) : b->leaves;
     int interface = (int)if_nametoindex(s->option['i']);
     struct ip_mreqn member = {b->to->sin_addr, {0}, interface};
     if (!interface) fail(s->option['i'], "no such interface");
@@ -1832,22 +1803,9 @@ static void bus_join_group(struct server *s, int fd) {
                     sizeof member), "bus: joining the group");
     /* What we send goes out by the interface, whatever the routes say, ... */
     setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &member, sizeof member);
-    /* ... so many hops far (0 stays on this machine), ... */
+    /* ... so many hops far: 0 stays on this machine. (To the other instances
+     * here it goes anyway, that is the default.) */
     setsockopt(fd, IPPROTO_IP, IP_MULTICAST_TTL, &ttl, sizeof ttl);
-    /* ... and also to the other instances here. */
-    setsockopt(fd, IPPROTO_IP, IP_MULTICAST_LOOP, &on, sizeof on);
-}
-
-/* The list of peers may be the same on every machine: we are the one whose
- * address can be bound. Where none can (the address belongs to a gateway in
- * front of us), it is the first one's port on all addresses. */
-static void bus_bind_peer(struct server *s, int fd, int worker) {
-    struct bus *b = &s->bus;
-    for (int i = worker; i < b->to_count; i += s->workers)
-        if (!bind(fd, (struct sockaddr *)&b->to[i], sizeof *b->to)) return;
-    struct sockaddr_in any = {.sin_family = AF_INET,
-                              .sin_port = b->to[worker].sin_port};
-    must(bind(fd, (struct sockaddr *)&any, sizeof any), "bus: bind");
 }
 
 /* Takes the shared secret from the file, or else from the environment. */
@@ -1877,7 +1835,43 @@ static void bus_secret(struct server *s) {
     explicit_bzero(secret, sizeof secret);
 }
 
-/* Opens a worker's socket; -1: there is no bus. */
+/* Finds out where the bus is: HOST:PORT,... is a group, or a list of peers.
+ * Each worker of a host has a port of its own, from PORT on; those who share a
+ * group share its port. */
+static void bus_configure(struct server *s) {
+    struct bus *b = &s->bus;
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_DGRAM};
+    struct addrinfo *found;
+    if (!strcmp(s->option['b'], "none")) return;
+    char *list = strdup(s->option['b']), *rest = list;
+    for (char *host; (host = strsep(&rest, ","));) {
+        char *colon = strrchr(host, ':');
+        int64_t port = colon ? parse_number(colon + 1) : -1;
+        if (port < 1 || port + s->workers - 1 > 65535 || colon == host)
+            option_error("bus", "not HOST:PORT,...");
+        *colon = '\0';
+        int error = getaddrinfo(host, colon + 1, &hints, &found);
+        if (error) fail(host, gai_strerror(error));
+        struct sockaddr_in to = *(struct sockaddr_in *)found->ai_addr;
+        freeaddrinfo(found);
+        b->group |= IN_MULTICAST(ntohl(to.sin_addr.s_addr));
+        b->leaves |= ntohl(to.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET;
+        for (int i = 0; i < (b->group ? 1 : s->workers); i++) {
+            if (b->to_count == PEERS_MAX)
+                option_error("bus", "more than 64 peers");
+            to.sin_port = htons((uint16_t)(port + i));
+            b->to[b->to_count++] = to;
+        }
+    }
+    free(list);
+    if (b->group) b->leaves = strcmp(s->option['i'], "lo") != 0;
+    bus_secret(s);
+}
+
+/* Opens a worker's socket; -1: there is no bus. The list of peers may be the
+ * same on every machine: we are the one whose address can be bound. Where none
+ * can (the address belongs to a gateway in front of us), it is the first one's
+ * port on all addresses. */
 static int bus_socket(struct server *s, int worker) {
     struct bus *b = &s->bus;
     int size = 4 * MIB;
@@ -1887,20 +1881,16 @@ static int bus_socket(struct server *s, int worker) {
     /* A burst finds room: more than the machine's limit, where we may. */
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-    if (b->group) bus_join_group(s, fd);
-    else bus_bind_peer(s, fd, worker);
+    if (b->group) {
+        bus_join_group(s, fd);
+        return fd;
+    }
+    for (int i = worker; i < b->to_count; i += s->workers)
+        if (!bind(fd, (struct sockaddr *)&b->to[i], sizeof *b->to)) return fd;
+    struct sockaddr_in any = {.sin_family = AF_INET,
+                              .sin_port = b->to[worker].sin_port};
+    must(bind(fd, (struct sockaddr *)&any, sizeof any), "bus: bind");
     return fd;
-}
-
-/* Finds out where the bus is, and with what secret. */
-static void bus_configure(struct server *s) {
-    struct bus *b = &s->bus;
-    if (!strcmp(s->option['b'], "none")) return;
-    bus_resolve(s);
-    for (int i = 0; i < b->to_count; i++) /* all of 127/8 is this machine */
-        b->leaves |= ntohl(b->to[i].sin_addr.s_addr) >> 24 != 127;
-    if (b->group) b->leaves = strcmp(s->option['i'], "lo") != 0;
-    bus_secret(s);
 }
 
 static void bus_open(struct server *s, int fd) {
