@@ -757,6 +757,13 @@ struct channel {
 #define WINDOW ((uint64_t)BLOCK * WINDOW_BLOCKS)
 #define PEERS_MAX 64       /* other instances known, also the dead */
 
+/* One message in a stream; the channel's name and the payload follow. */
+struct record {
+    uint64_t sequence, time; /* of posting: see clock in struct bus */
+    uint32_t size;           /* of the payload */
+    uint16_t opcode, name_size;
+};
+
 struct peer {              /* another instance; ours too: see struct bus */
     struct peer *next;
     uint64_t id;           /* random, per start */
@@ -774,7 +781,8 @@ struct peer {              /* another instance; ours too: see struct bus */
     int64_t block_sent[WINDOW_BLOCKS]; /* when we last sent it from its start */
     uint64_t old;          /* its head when it joined: history before that */
     uint64_t sequence;     /* of the record expected next; 0: any */
-    struct buffer record;  /* the one being put together */
+    struct buffer record;  /* the one being put together ... */
+    struct record header;  /* ... and how it begins */
 };
 
 struct bus {
@@ -792,7 +800,8 @@ struct bus {
     int64_t status_at;     /* when the next STATUS is due, at the latest; ... */
     int64_t beat_at, beat_gap; /* ... when all is quiet; ... */
     int64_t ask_at;        /* ... while something is missing */
-    int64_t lonely_at, error_at;
+    int64_t met_at;        /* when we last had a peer */
+    int64_t error_at;
     bool waits;            /* for older history, delivering nothing */
     int64_t catch_up_end;
 };
@@ -1317,7 +1326,7 @@ enum { DATA = 1, STATUS, LEAVE };
 #define REPAIRS_MAX 64          /* for one STATUS */
 #define HELLO_TIME 100          /* at start, for others to make known */
 #define CATCH_UP_TIME (2 * SECOND) /* since the last with history joined */
-#define ECHO_TIME (10 * SECOND) /* a "recent time of ours" */
+#define ECHO_TIME (uint64_t)(10 * SECOND) /* a "recent time of ours" */
 #define ALIVE_TIME (5 * SECOND) /* of silence, then nobody waits for it */
 #define PEER_TIME (600 * SECOND) /* then it is forgotten */
 
@@ -1344,13 +1353,6 @@ struct datagram {
     };
 };
 #define DATAGRAM_HEADER offsetof(struct datagram, bytes)
-
-/* One message in the stream; the channel's name and the payload follow. */
-struct record {
-    uint64_t sequence, time; /* of posting: see clock in struct bus */
-    uint32_t size;           /* of the payload */
-    uint16_t opcode, name_size;
-};
 
 /* The whole size of a record, whose header is there; 0: it can be none. */
 static size_t record_size(const void *bytes) {
@@ -1442,7 +1444,7 @@ static bool bus_room(struct server *s, size_t size) {
     while (log->head + size - tail > log->size)
         tail += record_size(log_at(log, tail));
     for (struct peer *p = s->bus.self.next; p; p = p->next)
-        if (p->alive && p->acked >= log->tail && p->acked < tail) return false;
+        if (p->alive && p->acked < tail) return false;
     log->tail = tail;
     return true;
 }
@@ -1516,10 +1518,13 @@ static void peer_skip(struct peer *p, uint64_t offset) {
  * is whole in p->record. False: more has to come first. */
 static bool peer_next(struct server *s, struct peer *p) {
     struct buffer *record = &p->record;
+    if (p->log.head < p->tail) peer_skip(p, p->tail);
     for (;;) {
-        size_t goal = sizeof(struct record);
-        if (p->log.head < p->tail) peer_skip(p, p->tail);
-        if (record->size >= goal) goal = record_size(record->bytes);
+        size_t goal = sizeof p->header;
+        if (record->size >= goal) {
+            memcpy(&p->header, record->bytes, goal);
+            goal = record_size(record->bytes);
+        }
         if (record->size == goal) return true;
         uint16_t *filled = &p->filled[p->log.head / BLOCK % WINDOW_BLOCKS];
         size_t n = *filled - p->log.head % BLOCK, left = goal - record->size;
@@ -1561,8 +1566,7 @@ static bool bus_message(struct server *s, struct text name, int opcode,
 
 /* Takes the message in p->record. False: "not now". */
 static bool peer_deliver(struct server *s, struct peer *p) {
-    struct record r;
-    memcpy(&r, p->record.bytes, sizeof r);
+    struct record r = p->header;
     struct text name = {p->record.bytes + sizeof r, r.name_size};
     struct text message = {name.at + name.size, r.size};
     if (!bus_message(s, name, r.opcode, message)) return false;
@@ -1578,35 +1582,22 @@ static bool peer_deliver(struct server *s, struct peer *p) {
     return true;
 }
 
-/* The peer whose next record is the oldest. NULL: none has one, or there is
- * older history still to come. */
-static struct peer *bus_oldest(struct server *s) {
-    struct peer *oldest = NULL;
-    uint64_t time, oldest_time = 0;
-    s->bus.waits = s->bus.fd >= 0 && s->now < HELLO_TIME;
-    if (s->bus.waits) return NULL;
-    for (struct peer *p = s->bus.self.next; p; p = p->next) {
-        if (!peer_next(s, p)) {
-            s->bus.waits |= peer_lags(s, p);
-            continue;
-        }
-        memcpy(&time, p->record.bytes + offsetof(struct record, time), 8);
-        if (oldest && time >= oldest_time) continue;
-        oldest = p;
-        oldest_time = time;
-    }
-    return s->bus.waits ? NULL : oldest;
-}
-
-/* Delivers what has come, until a channel has no room for it. */
+/* Delivers what has come, the oldest first: until a channel has no room for
+ * it, and not while there is older history still to come. */
 static void bus_deliver(struct server *s) {
-    struct peer *p;
-    bool delivered;
+    struct peer *oldest;
     do {
-        p = bus_oldest(s);
-        delivered = p && peer_deliver(s, p);
-    } while (delivered);
-    if (p) bus_hurry(s, BUS_SLOW_TIME / 4); /* so a round comes, to retry */
+        oldest = NULL;
+        s->bus.waits = s->bus.fd >= 0 && s->now < HELLO_TIME;
+        struct peer *p = s->bus.self.next;
+        for (; p && !s->bus.waits; p = p->next) {
+            bool ready = peer_next(s, p);
+            s->bus.waits = !ready && peer_lags(s, p);
+            if (ready && (!oldest || p->header.time < oldest->header.time))
+                oldest = p;
+        }
+    } while (!s->bus.waits && oldest && peer_deliver(s, oldest));
+    if (oldest) bus_hurry(s, BUS_SLOW_TIME / 4); /* to try again */
 }
 
 static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
@@ -1714,10 +1705,8 @@ static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
     p->time = d->time;
     p->tail = d->tail;
     if (d->head > p->head) p->head = d->head;
-    for (struct entry *e = d->known; e < end; e++) {
-        int64_t age = (int64_t)((uint64_t)s->now - e->echo);
-        if (e->id == b->self.id) fresh = age < ECHO_TIME && age > -SECOND;
-    }
+    for (struct entry *e = d->known; e < end; e++)
+        if (e->id == b->self.id) fresh = b->self.time - e->echo < ECHO_TIME;
     if (fresh && !p->joined) peer_join(s, p);
     if (fresh || !p->joined) p->heard = s->now;
     if (fresh) peer_alive(s, p, d->kind != LEAVE);
@@ -1777,10 +1766,10 @@ static int64_t bus_tick(struct server *s) {
         b->beat_at = s->now + b->beat_gap;
         if (missing) b->ask_at = s->now + ASK_TIME - 2 + random() % ASK_JITTER;
     }
-    if (s->counters[BUS_PEERS] > 0) b->lonely_at = s->now + 10 * SECOND;
-    if (b->leaves && s->now >= b->lonely_at) {
+    if (s->counters[BUS_PEERS] > 0) b->met_at = s->now;
+    if (b->leaves && s->now - b->met_at >= 10 * SECOND) {
         fprintf(stderr, "chat: no peer heard on the bus for 10 s\n");
-        b->lonely_at = INT64_MAX;
+        b->met_at = INT64_MAX; /* once is enough */
     }
     return earlier(b->status_at, earlier(b->beat_at, b->ask_at));
 }
@@ -1908,7 +1897,6 @@ static void bus_open(struct server *s, int fd) {
     srandom((unsigned)b->self.id);
     b->beat_gap = BEAT_FIRST;
     b->catch_up_end = CATCH_UP_TIME; /* from the start */
-    b->lonely_at = 10 * SECOND;
 }
 
 /* Do all live peers have all that we posted? */

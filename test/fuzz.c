@@ -578,7 +578,7 @@ static void datagram_step(struct server *s, struct program *p, uint8_t how) {
     if (bytes.size) memcpy(&d->kind, bytes.at, bytes.size);
     if (size >= DATAGRAM_HEADER + sizeof(struct entry) && how & 8) {
         d->known[0].id = s->bus.self.id;
-        d->known[0].echo = (uint64_t)s->now;
+        d->known[0].echo = s->bus.self.time;
         d->known[0].need %= s->bus.self.log.head + 1;
     }
     if (size >= DATAGRAM_HEADER && how & 16) {
