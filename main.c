@@ -1489,20 +1489,18 @@ static void bus_flush(struct server *s) {
 static void bus_repair(struct server *s, struct peer *p,
                        const struct entry *e) {
     uint64_t end = p == &s->bus.self ? p->head : p->log.head;
-    uint64_t from = e->need / BLOCK * BLOCK;
+    uint64_t from = e->need / BLOCK * BLOCK, next;
     int64_t linger = end - e->need > WINDOW / 8 ? BULK_TIME : LINGER_TIME;
+    int count = 0;
     if (e->need < p->log.tail || e->need >= end) return;
     if (from < p->log.tail) from = p->log.tail;
-    for (int i = 0, count = 0; i < WINDOW_BLOCKS && count < REPAIRS_MAX; i++) {
+    for (int i = 0; i < WINDOW_BLOCKS && from < end; i++, from = next) {
         int64_t sent = p->block_sent[from / BLOCK % WINDOW_BLOCKS];
-        bool there = e->bitmap[i / 8] >> i % 8 & 1;
-        if (from >= end) return;
-        if (!there && s->now - sent >= linger) {
-            bus_send_data(s, p, from, end);
-            s->counters[BUS_REPAIRS]++;
-            count++;
-        }
-        from = (from / BLOCK + 1) * BLOCK;
+        next = (from / BLOCK + 1) * BLOCK;
+        if (e->bitmap[i / 8] >> i % 8 & 1 || s->now - sent < linger) continue;
+        if (count++ == REPAIRS_MAX) return;
+        bus_send_data(s, p, from, end);
+        s->counters[BUS_REPAIRS]++;
     }
 }
 
@@ -1614,8 +1612,9 @@ static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
         if (log->head - log->tail < sizeof(struct record)) return;
         log->tail += record_size(log_at(log, log->tail)); /* what it covers */
     }
-    uint64_t known = *filled - start; /* and perhaps consumed already */
-    memcpy(log_at(log, d->offset + known), d->bytes + known, size - known);
+    /* Not what was there before: it may be consumed already. */
+    memcpy(log_at(log, block * BLOCK + *filled), d->bytes + *filled - start,
+           end - *filled);
     *filled = (uint16_t)end;
 }
 
@@ -1676,24 +1675,23 @@ static struct peer *bus_peer(struct server *s, uint64_t id, bool make) {
  * new learns so of those that are silent. */
 static void bus_entry_in(struct server *s, struct peer *from,
                          const struct entry *e) {
-    struct peer *self = &s->bus.self;
     bool news = s->now < CATCH_UP_TIME && e->tail < e->need &&
                 e->need <= INT64_MAX;
     struct peer *p = bus_peer(s, e->id, news);
-    if (!p) return;
-    if (p == self && e->need > from->acked && e->need <= self->log.head) {
-        from->acked = e->need;
-        from->progress = s->now;
-    }
-    if (news && p != self && !p->time && e->need > p->head) {
+    if (p == &s->bus.self) {
+        if (e->need > from->acked && e->need <= p->head) {
+            from->acked = e->need;
+            from->progress = s->now;
+        }
+        bus_repair(s, p, e);
+    } else if (p && news && !p->time && e->need > p->head) {
         p->tail = e->tail;
         p->head = e->need;
         peer_join(s, p);
-    }
-    bool silent = p->joined && s->now - p->heard >= HOLD_TIME;
-    if (p == self ||
-        (silent && random() % (long)s->counters[BUS_PEERS] == 0))
+    } else if (p && p->joined && s->now - p->heard >= HOLD_TIME &&
+               random() % (long)s->counters[BUS_PEERS] == 0) {
         bus_repair(s, p, e);
+    }
 }
 
 static void bus_status_in(struct server *s, struct peer *p, struct datagram *d,
@@ -1784,9 +1782,7 @@ static void bus_join_group(struct server *s, int fd) {
     if (!interface) fail(s->option['i'], "no such interface");
     /* Several instances on one machine share the port; ... */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    /* ... bound to the group's address, no other datagram comes in, ... */
-    must(bind(fd, (struct sockaddr *)b->to, sizeof *b->to), "bus: bind");
-    /* ... nor one that another program's membership brings here. */
+    /* ... but not what another program's membership brings here. */
     setsockopt(fd, IPPROTO_IP, IP_MULTICAST_ALL, &off, sizeof off);
     must(setsockopt(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &member,
                     sizeof member), "bus: joining the group");
@@ -1812,9 +1808,8 @@ static void bus_secret(struct server *s) {
         if (status.st_mode & S_IROTH) /* a group may: systemd's files do so */
             fail(file, "others can read this secret");
         if (!*secret) fail(file, "the secret is empty");
-    } else if (!none && env) {
-        snprintf(secret, sizeof secret, "%s", env);
     }
+    if (!file && env) snprintf(secret, sizeof secret, "%s", env);
     if (strlen(secret) == 4 * KIB) fail("bus: the secret", "too long");
     if (!*secret && !none && s->bus.leaves)
         fail("the bus leaves this machine and needs a secret", "make one with "
@@ -1857,40 +1852,36 @@ static void bus_configure(struct server *s) {
     bus_secret(s);
 }
 
-/* Opens a worker's socket; -1: there is no bus. The list of peers may be the
- * same on every machine: we are the one whose address can be bound. Where none
- * can (the address belongs to a gateway in front of us), it is the first one's
- * port on all addresses. */
+/* Opens a worker's socket; -1: there is no bus. Bound to a group's address, no
+ * other datagram comes in. A list of peers may be the same on every machine: we
+ * are the one whose address can be bound. Where none can (the address belongs
+ * to a gateway in front of us), it is the first one's port on all addresses. */
 static int bus_socket(struct server *s, int worker) {
     struct bus *b = &s->bus;
-    int size = 4 * MIB;
+    int size = 4 * MIB, first = b->group ? 0 : worker;
     if (b->to_count == 0) return -1;
     int fd = must(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0),
                   "bus: socket");
     /* A burst finds room: more than the machine's limit, where we may. */
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-    if (b->group) {
-        bus_join_group(s, fd);
-        return fd;
-    }
-    for (int i = worker; i < b->to_count; i += s->workers)
+    if (b->group) bus_join_group(s, fd);
+    for (int i = first; i < b->to_count; i += s->workers)
         if (!bind(fd, (struct sockaddr *)&b->to[i], sizeof *b->to)) return fd;
     struct sockaddr_in any = {.sin_family = AF_INET,
-                              .sin_port = b->to[worker].sin_port};
+                              .sin_port = b->to[first].sin_port};
     must(bind(fd, (struct sockaddr *)&any, sizeof any), "bus: bind");
     return fd;
 }
 
 static void bus_open(struct server *s, int fd) {
     struct bus *b = &s->bus;
-    struct datagram old;
     b->fd = fd;
     if (fd < 0) return;
     /* What came before was for the worker in whose place we are. It may be
      * from one that died as well: it would seem to be there, and what others
      * remember of it would not be asked for. */
-    for (int i = 0; i < 1 << 16 && recv(fd, &old, sizeof old, 0) >= 0; i++);
+    for (int i = 0; i < 1 << 16 && recv(fd, NULL, 0, 0) >= 0; i++);
     if (!log_open(&b->self.log, bus_log_size(s)))
         fail("bus: mmap", strerror(errno));
     must((int)getrandom(&b->self.id, sizeof b->self.id, 0), "bus: getrandom");
