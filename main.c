@@ -774,15 +774,15 @@ struct peer {              /* another instance; ours too: see struct bus */
     uint64_t acked;        /* what it has of our stream ... */
     int64_t progress;      /* ... and when it last got on with it */
     uint64_t tail, head;   /* what it says it has of its own stream ... */
-    struct log log;        /* ... and our copy of the end of it: we have
-                              consumed what is before log.head, and further
-                              pieces wait behind that, in their places */
+    struct log log;        /* ... and our copy of the end of it: all is here
+                              up to log.head, and further pieces wait behind
+                              that, in their places */
+    uint64_t start;        /* in log: of the record that comes next ... */
+    struct record header;  /* ... and how it begins, once that is here */
     uint16_t filled[WINDOW_BLOCKS]; /* block b is here up to filled[b % n] */
     int64_t block_sent[WINDOW_BLOCKS]; /* when we last sent it from its start */
     uint64_t old;          /* its head when it joined: history before that */
     uint64_t sequence;     /* of the record expected next; 0: any */
-    struct buffer record;  /* the one being put together ... */
-    struct record header;  /* ... and how it begins */
 };
 
 struct bus {
@@ -1506,37 +1506,34 @@ static void bus_repair(struct server *s, struct peer *p,
 
 /* Goes on at `offset`, where a record should begin. */
 static void peer_skip(struct peer *p, uint64_t offset) {
-    p->log.tail = p->log.head = offset;
+    p->log.tail = p->log.head = p->start = offset;
     memset(p->filled, 0, sizeof p->filled);
     p->filled[offset / BLOCK % WINDOW_BLOCKS] = offset % BLOCK;
-    buffer_clear(&p->record);
 }
 
-/* Takes what is contiguous out of the window, until the peer's next record
- * is whole in p->record. False: more has to come first. */
+/* Moves log.head on to the end of the peer's next record. False: more has to
+ * come first. */
 static bool peer_next(struct server *s, struct peer *p) {
-    struct buffer *record = &p->record;
-    if (p->log.head < p->tail) peer_skip(p, p->tail);
+    struct log *log = &p->log;
+    if (log->head < p->tail) peer_skip(p, p->tail);
     for (;;) {
-        size_t goal = sizeof p->header;
-        if (record->size >= goal) {
-            memcpy(&p->header, record->bytes, goal);
-            goal = record_size(record->bytes);
+        size_t here = log->head - p->start, goal = sizeof p->header;
+        if (here >= goal) {
+            memcpy(&p->header, log_at(log, p->start), goal);
+            goal = record_size(&p->header);
         }
-        if (record->size == goal) return true;
-        uint16_t *filled = &p->filled[p->log.head / BLOCK % WINDOW_BLOCKS];
-        size_t n = *filled - p->log.head % BLOCK, left = goal - record->size;
-        if (goal > 0 && *filled <= p->log.head % BLOCK) return false;
-        if (n > left) n = left;
-        buffer_add(record, log_at(&p->log, p->log.head), n);
-        if (goal == 0 || record->failed) {
-            bus_error(s, "a stream without sense or end, skipped");
-            peer_skip(p, p->head); /* amid a record, this comes again */
+        if (here == goal) return true;
+        if (goal == 0 || goal > log->size - WINDOW) {
+            bus_error(s, "a record too big or without sense, skipped");
+            peer_skip(p, goal ? p->start + goal : p->head);
             return false;
         }
-        p->log.head += n;
-        if (p->log.head % BLOCK == 0) *filled = 0; /* for a block to come */
-        if (p->log.head % (WINDOW / 4) == 0) bus_hurry(s, 0); /* a receipt */
+        uint16_t *filled = &p->filled[log->head / BLOCK % WINDOW_BLOCKS];
+        size_t n = *filled - log->head % BLOCK;
+        if (n == 0) return false;
+        log->head += n < goal - here ? n : goal - here;
+        if (log->head % BLOCK == 0) *filled = 0; /* for a block to come */
+        if (log->head % (WINDOW / 4) == 0) bus_hurry(s, 0); /* a receipt */
     }
 }
 
@@ -1562,10 +1559,11 @@ static bool bus_message(struct server *s, struct text name, int opcode,
     return true;
 }
 
-/* Takes the message in p->record. False: "not now". */
+/* Takes the message that is whole. False: "not now". */
 static bool peer_deliver(struct server *s, struct peer *p) {
     struct record r = p->header;
-    struct text name = {p->record.bytes + sizeof r, r.name_size};
+    struct text name = {(char *)log_at(&p->log, p->start) + sizeof r,
+                        r.name_size};
     struct text message = {name.at + name.size, r.size};
     if (!bus_message(s, name, r.opcode, message)) return false;
     if (p->sequence != 0 && r.sequence > p->sequence) {
@@ -1575,8 +1573,7 @@ static bool peer_deliver(struct server *s, struct peer *p) {
     }
     p->sequence = r.sequence + 1;
     if (r.time > s->bus.clock && r.time < INT64_MAX) s->bus.clock = r.time;
-    p->record.size = 0;
-    if (r.size > WINDOW) buffer_clear(&p->record);
+    p->start = p->log.head;
     return true;
 }
 
@@ -1608,10 +1605,8 @@ static void bus_data_in(struct server *s, struct peer *p, struct datagram *d,
     if (d->head > p->head) p->head = d->head;
     bus_hurry(s, RECEIPT_TIME);
     if (ahead >= WINDOW_BLOCKS || start > *filled || end <= *filled) return;
-    while (log->tail < log->head && log->tail + log->size < d->offset + size) {
-        if (log->head - log->tail < sizeof(struct record)) return;
+    while (log->tail < p->start && log->tail + log->size < d->offset + size)
         log->tail += record_size(log_at(log, log->tail)); /* what it covers */
-    }
     /* Not what was there before: it may be consumed already. */
     memcpy(log_at(log, block * BLOCK + *filled), d->bytes + *filled - start,
            end - *filled);
@@ -1642,7 +1637,6 @@ static void peer_forget(struct server *s, struct peer *p) {
     struct peer *before = &s->bus.self;
     while (before->next != p) before = before->next;
     before->next = p->next;
-    buffer_clear(&p->record);
     log_close(&p->log);
     free(p);
 }
@@ -1660,7 +1654,8 @@ static struct peer *bus_peer(struct server *s, uint64_t id, bool make) {
     if (!make || (count == PEERS_MAX && !dead)) return NULL;
     if (count == PEERS_MAX) peer_forget(s, dead);
     struct peer *p = calloc(1, sizeof *p);
-    if (!p || !log_open(&p->log, WINDOW)) {
+    size_t record = sizeof p->header + CHANNEL_NAME_MAX + s->max_message;
+    if (!p || !log_open(&p->log, WINDOW + record)) {
         free(p);
         return NULL;
     }
