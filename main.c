@@ -1525,6 +1525,7 @@ static bool peer_next(struct server *s, struct peer *p) {
         if (here == goal) return true;
         if (goal == 0 || goal > log->size - WINDOW) {
             bus_error(s, "a record too big or without sense, skipped");
+            /* Amid a record, the latter comes again. */
             peer_skip(p, goal ? p->start + goal : p->head);
             return false;
         }
@@ -1559,7 +1560,7 @@ static bool bus_message(struct server *s, struct text name, int opcode,
     return true;
 }
 
-/* Takes the message that is whole. False: "not now". */
+/* Delivers the peer's next message, which is whole. False: "not now". */
 static bool peer_deliver(struct server *s, struct peer *p) {
     struct record r = p->header;
     struct text name = {(char *)log_at(&p->log, p->start) + sizeof r,
@@ -1641,8 +1642,8 @@ static void peer_forget(struct server *s, struct peer *p) {
     free(p);
 }
 
-/* Finds a peer by id. A STATUS may make a new one, in the place of the dead
- * one silent for longest if there are too many. NULL: none. */
+/* Finds a peer, or ourselves, by id. A STATUS may make a new one, in the place
+ * of the dead one silent for longest if there are too many. NULL: none. */
 static struct peer *bus_peer(struct server *s, uint64_t id, bool make) {
     struct peer *dead = NULL;
     int count = 0;
