@@ -1845,7 +1845,6 @@ static void bus_configure(struct server *s) {
     }
     free(list);
     if (b->group) b->leaves = strcmp(s->option['i'], "lo") != 0;
-    bus_secret(s);
 }
 
 /* Opens a worker's socket; -1: there is no bus. Bound to a group's address, no
@@ -3272,6 +3271,7 @@ static void server_configure(struct server *s) {
     if (s->option['C'] && !tls_load(s)) exit(1);
     if (!strncmp(s->option['b'], "nats://", 7)) nats_configure(s);
     else bus_configure(s);
+    if (s->bus.to_count > 0) bus_secret(s);
     for (int i = 0; i < s->workers; i++) {
         s->sockets[i].listener = server_listen(s);
         s->sockets[i].bus = bus_socket(s, i);
