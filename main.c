@@ -806,19 +806,23 @@ struct bus {
     int64_t catch_up_end;
 };
 
+/* OFF: the bus is another one. AWAY: there is no connection. CALLING: there
+ * is one, on which it has not said INFO yet. GREETED: it has. JOINED: it has
+ * let us in. */
+enum nats_state { OFF, AWAY, CALLING, GREETED, JOINED };
+
 struct nats {
-    bool on, met;          /* met: it has let us in once */
-    bool greeted, welcome; /* this time: it has said INFO, has let us in */
+    enum nats_state state;
+    bool met;              /* it has let us in once */
+    struct client *connection; /* NULL: AWAY, or OFF */
     struct addrinfo *found, *next; /* its addresses; the one to try next */
-    char *user, *password; /* user alone: a token; NULL: none */
-    char id[17];           /* in each command, to know our own again */
+    char *user, *password; /* no password: user is a token, or none is asked */
+    char id[19];           /* in each command, to know our own again */
     size_t max_message;    /* by -m; less if the server takes less */
-    struct client *connection; /* NULL: there is none */
-    struct channel channel; /* its only client: whose log is of commands */
-    uint64_t sent;         /* of the log, through former connections */
-    uint64_t progress;     /* of the log, now ... */
-    int64_t progress_at;   /* ... and since when, with more to send */
-    int64_t retry_at, backoff;
+    uint64_t sent;         /* of the bus's log */
+    int64_t progress_at;   /* the last time that all of it, or more, was sent */
+    int64_t retry_at;      /* AWAY: to connect; JOINED: to begin to send */
+    int64_t backoff;
 };
 
 enum metric { /* in the order of the names in answer_metrics */
@@ -1061,9 +1065,11 @@ static void channel_remove(struct client *c) {
 }
 
 /* Tells epoll what we want to hear of this client. It is read only when
- * its private bytes are out: who asks much and reads nothing waits. */
+ * its private bytes are out: who asks much and reads nothing waits. (A NATS
+ * server may wait for us to read before it reads on itself.) */
 static void client_watch(struct server *s, struct client *c) {
-    bool busy = c->closing || c->waiting || c->out.size || c->file >= 0;
+    bool busy = c->closing || c->waiting || c->file >= 0 ||
+                (c->out.size && !c->nats);
     s->unsent += c->out.size - c->counted;
     c->counted = c->out.size;
     uint32_t interest = (!busy || c->shut ? EPOLLIN : 0) |
@@ -1439,7 +1445,7 @@ static size_t bus_log_size(const struct server *s) {
 static bool bus_room(struct server *s, size_t size) {
     struct log *log = &s->bus.self.log;
     uint64_t tail = log->tail;
-    if (s->bus.fd < 0) return true;
+    if (!log->ring) return true;
     size += sizeof(struct record) + CHANNEL_NAME_MAX;
     while (log->head + size - tail > log->size)
         tail += record_size(log_at(log, tail));
@@ -1454,7 +1460,7 @@ static bool bus_room(struct server *s, size_t size) {
 static void bus_post(struct server *s, struct channel *ch, int opcode,
                      struct text message) {
     struct bus *b = &s->bus;
-    if (b->fd < 0) return;
+    if (!b->self.log.ring) return;
     uint64_t now = (uint64_t)clock_us(CLOCK_REALTIME);
     b->clock = now > b->clock ? now : b->clock + 1;
     struct record r = {++b->self.sequence, b->clock, (uint32_t)message.size,
@@ -1872,7 +1878,7 @@ static int bus_socket(struct server *s, int worker) {
 static void bus_open(struct server *s, int fd) {
     struct bus *b = &s->bus;
     b->fd = fd;
-    if (fd < 0) return;
+    if (fd < 0 && s->nats.state == OFF) return;
     /* What came before was for the worker in whose place we are. It may be
      * from one that died as well: it would seem to be there, and what others
      * remember of it would not be asked for. */
@@ -1902,8 +1908,8 @@ static void bus_close(struct server *s) {
 
 /* ---- 11. NATS, the other bus ---------------------------------------------
  * For those who outgrow one network: the instances meet at a NATS server, or
- * at a cluster of them. To us it is one more client, with a cursor into a log
- * of ready-made commands:
+ * at a cluster of them. To us it is one more client; what we post is in the
+ * bus's log, and goes out from there as commands:
  *
  *   we say   CONNECT {...}  SUB chat.> 1  PUB chat.text.NAME ID SIZE, payload
  *   it says  INFO {...}     PING   -ERR   MSG chat.text.NAME 1 ID SIZE, payload
@@ -1914,138 +1920,101 @@ static void bus_close(struct server *s) {
  * where NATS has the subject for replies, is the instance's: on a new
  * connection it can meet its own words from the old one.
  *
- * A connection that ended is made anew, and goes on with the first command
- * that was not sent whole, when the others have had the time to be back as
- * well. What was under way is lost: NATS gives us neither receipts nor, for
- * a newcomer, a history.
+ * A connection that ended is made anew, and goes on with the next message when
+ * the others have had the time to be back as well. What was under way is
+ * lost: NATS gives us neither receipts nor, for a newcomer, a history.
  */
 #define NATS_LINE (32 * KIB)      /* the longest that we take */
 #define NATS_PAYLOAD (64 * MIB)   /* the most that a NATS server allows */
-#define NATS_COMMAND 256          /* of ours, without the payload */
 #define NATS_BACKOFF (5 * SECOND) /* at most, between two attempts */
 
 /* Takes apart nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT]. */
 static void nats_configure(struct server *s) {
-    struct nats *n = &s->nats;
-    char *copy = strdup(s->option['b'] + 7), *host = copy, *at, *shown;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-    if (!copy) fail("start", "out of memory");
-    at = strrchr(host, '@');
-    if (at) {
-        *at = '\0';
-        n->user = host;
-        n->password = strchr(host, ':');
-        if (n->password) *n->password++ = '\0';
-        char *user = n->user, *pass = n->password;
-        if (percent_decode(user, strlen(user), user, false) < 0 ||
-            (pass && percent_decode(pass, strlen(pass), pass, false) < 0))
-            option_error("bus", "bad %XX");
-        memset((char *)s->option['b'] + 7, '*', (size_t)(at - host)); /* ps */
-        host = at + 1;
-    }
-    must(asprintf(&shown, "nats://%s", host), "asprintf");
-    s->option['b'] = shown; /* a log is no place for passwords */
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    char *url = (char *)s->option['b'], *at = strrchr(url, '@');
+    char *host = at ? at + 1 : url + 7, *user;
+    must(asprintf(&user, "%.*s", at ? (int)(at - url) - 7 : 0, url + 7),
+         "asprintf");
+    char *password = user + strcspn(user, ":");
+    if (*password) *password++ = '\0';
+    if (percent_decode(user, strlen(user), user, false) < 0 ||
+        percent_decode(password, strlen(password), password, false) < 0)
+        option_error("bus", "bad %XX");
+    s->option['b'] = memmove(host - 7, url, 7); /* no log shows passwords, */
+    memset(url, '*', (size_t)(host - 7 - url)); /* nor does ps */
     char *port = strrchr(host, ':');
-    if (port) *port++ = '\0';
-    int64_t number = port ? parse_number(port) : 4222;
+    int64_t number = port ? parse_number(port + 1) : 4222;
+    if (port) *port = '\0';
     if (!*host || number < 1 || number > 65535)
         option_error("bus", "not nats://[USER:PASSWORD@]HOST[:PORT]");
-    int error = getaddrinfo(host, port ? port : "4222", &hints, &n->found);
+    int error = getaddrinfo(host, port ? port + 1 : "4222", &hints, &found);
     if (error) fail(host, gai_strerror(error));
-    if (!at) free(copy); /* else user and password are in it */
-    n->on = true;
-    n->max_message = s->max_message;
+    if (port) *port = ':';
+    s->nats = (struct nats){.state = AWAY, .found = found, .user = user,
+                            .password = password,
+                            .max_message = s->max_message};
 }
 
-static void nats_open(struct server *s) {
-    uint64_t id;
-    if (!s->nats.on) return;
-    must((int)getrandom(&id, sizeof id, 0), "bus: getrandom");
-    snprintf(s->nats.id, sizeof s->nats.id, "%016llx", (unsigned long long)id);
-    srandom((unsigned)id);
-    s->max_clients++; /* its connection is none of the clients */
-    if (!log_open(&s->nats.channel.log, bus_log_size(s)))
-        fail("bus: mmap", strerror(errno));
-}
-
-/* The size of a command's payload in the log; and of the whole command. */
-static size_t nats_payload(const uint8_t *at) {
-    const uint8_t *end = memchr(at, '\r', NATS_COMMAND);
-    const char *size = memrchr(at, ' ', (size_t)(end - at));
-    return (size_t)strtoll(size, NULL, 10);
-}
-
-static size_t nats_size(const uint8_t *at) {
-    const uint8_t *end = memchr(at, '\r', NATS_COMMAND);
-    return (size_t)(end - at) + 2 + nats_payload(at) + 2;
-}
-
-/* Brings n->sent up to the end of what went out, whole commands only. */
-static void nats_advance(struct nats *n) {
-    struct client *c = n->connection;
-    if (n->sent < n->channel.log.tail) n->sent = n->channel.log.tail;
-    while (c && c->channel && n->sent < c->cursor) {
-        size_t size = nats_size(log_at(&n->channel.log, n->sent));
-        if (n->sent + size > c->cursor) break;
-        n->sent += size;
-    }
-}
-
-/* Makes room for another command. False: "not now", for as long as the
- * server gets on, and 5 s more; then it has to do without the oldest. */
+/* Is there room for another message, as bus_room will want it? False: "not
+ * now", for as long as the server gets on, and 5 s more; then it has to do
+ * without the oldest. */
 static bool nats_room(struct server *s, size_t size) {
     struct nats *n = &s->nats;
-    struct log *log = &n->channel.log;
-    uint64_t tail = log->tail, lost = 0;
-    if (!n->on) return true;
-    nats_advance(n);
-    while (log->head + NATS_COMMAND + size - tail > log->size) {
-        lost += tail >= n->sent;
-        tail += nats_size(log_at(log, tail));
+    struct log *log = &s->bus.self.log;
+    size += sizeof(struct record) + CHANNEL_NAME_MAX;
+    while (n->state != OFF && log->head + size - n->sent > log->size) {
+        if (s->now - n->progress_at < ALIVE_TIME) return false;
+        n->sent += record_size(log_at(log, n->sent));
+        s->counters[BUS_LOST]++;
+        bus_error(s, "NATS takes nothing, messages are lost");
+        if (n->connection && n->connection->blocked)
+            client_kill(s, n->connection);
     }
-    if (lost > 0 && s->now - n->progress_at < ALIVE_TIME) return false;
-    log->tail = tail;
-    if (lost == 0) return true;
-    n->sent = n->progress = tail; /* which is no progress of the server's */
-    s->counters[BUS_LOST] += lost;
-    bus_error(s, "NATS takes nothing, messages are lost");
-    if (n->connection && n->connection->channel) /* its cursor is gone */
-        client_kill(s, n->connection);
     return true;
 }
 
-static void nats_post(struct server *s, struct channel *ch, int opcode,
-                      struct text message) {
-    struct channel *posts = &s->nats.channel;
-    struct buffer line = {0};
-    if (!s->nats.on) return;
-    buffer_print(&line, "PUB chat.%s%s", opcode == TEXT ? "text" : "binary",
-                 ch->name_size ? "." : "");
-    buffer_escape(&line, (struct text){ch->name, ch->name_size}, "-_",
-                  "%%%02X");
-    buffer_print(&line, " %s %zu\r\n", s->nats.id, message.size);
-    if (line.failed) {
+/* Makes a command of the next message in the log. */
+static void nats_put(struct server *s, struct buffer *out) {
+    struct nats *n = &s->nats;
+    struct record r;
+    const char *at = (char *)log_at(&s->bus.self.log, n->sent);
+    memcpy(&r, at, sizeof r);
+    struct text name = {at + sizeof r, r.name_size};
+    n->sent += record_size(at);
+    if (r.size > s->max_message) { /* now; it would end the connection */
         s->counters[BUS_LOST]++;
-    } else {
-        log_append(&posts->log, line.bytes, line.size);
-        log_append(&posts->log, message.at, message.size);
-        log_append(&posts->log, "\r\n", 2);
-        posts->swept = false;
-        posts->dirty = true;
-        s->counters[BUS_OUT]++;
+        return;
     }
-    buffer_clear(&line);
+    buffer_print(out, "PUB chat.%s%s", r.opcode == TEXT ? "text" : "binary",
+                 name.size ? "." : "");
+    buffer_escape(out, name, "-_", "%%%02X");
+    buffer_print(out, "%s%u\r\n", n->id, r.size);
+    buffer_add(out, name.at + name.size, r.size);
+    buffer_add(out, "\r\n", 2);
+    s->counters[BUS_OUT]++;
 }
 
-/* Something is wrong, for good if that shows before it has ever let us in. */
-static void nats_error(struct server *s, const char *what, bool for_good) {
-    if (for_good && !s->nats.met) fail(s->option['b'], what);
+/* Sends what was posted, as far as the server takes it. */
+static void nats_flush(struct server *s) {
+    struct nats *n = &s->nats;
+    struct client *c = n->connection;
+    uint64_t head = s->bus.self.log.head;
+    bool ready = n->state == JOINED &&
+                 (s->now >= n->retry_at || s->stopping);
+    while (ready && !c->dead && !c->blocked && n->sent < head) {
+        nats_put(s, &c->out);
+        n->progress_at = s->now;
+        if (n->sent == head || c->out.size >= READ_SIZE || c->out.failed)
+            client_flush(s, c);
+    }
+    if (n->sent == head) n->progress_at = s->now;
+}
+
+/* Who is refused before it has ever let us in need not try again. */
+static void nats_error(struct server *s, const char *what) {
+    bool refused = strstr(what, "Violation") || strstr(what, "TLS");
+    if (refused && !s->nats.met) fail(s->option['b'], what);
     bus_error(s, what);
-}
-
-static void nats_nonsense(struct server *s, struct client *c) {
-    bus_error(s, "NATS sends what makes no sense");
-    client_kill(s, c);
 }
 
 /* Answers INFO. */
@@ -2054,153 +2023,128 @@ static void nats_greet(struct server *s, struct client *c, const char *info) {
     const char *payload = strstr(info, "\"max_payload\":");
     size_t most = payload ? strtoul(payload + 14, NULL, 10) : MIB;
     s->max_message = most < n->max_message ? most : n->max_message;
-    if (n->greeted) return; /* its cluster has changed */
-    n->greeted = true;
+    if (n->state != CALLING) return; /* its cluster has changed */
+    n->state = GREETED;
     if (strstr(info, "\"tls_required\":true")) {
-        nats_error(s, "the server demands TLS", true);
+        nats_error(s, "the server demands TLS");
         client_kill(s, c);
     }
     buffer_print(&c->out, "CONNECT {\"verbose\":false,\"pedantic\":false,"
                  "\"protocol\":1,\"echo\":false,"
-                 "\"name\":\"mini-ws-chat\"");
-    if (n->user) {
-        buffer_print(&c->out, ",\"%s\":", n->password ? "user" : "auth_token");
-        buffer_json(&c->out, text_of(n->user));
-    }
-    if (n->password) {
-        buffer_print(&c->out, ",\"pass\":");
-        buffer_json(&c->out, text_of(n->password));
-    }
+                 "\"name\":\"mini-ws-chat\",\"%s\":",
+                 *n->password ? "user" : "auth_token");
+    buffer_json(&c->out, text_of(n->user));
+    buffer_print(&c->out, ",\"pass\":");
+    buffer_json(&c->out, text_of(n->password));
     buffer_print(&c->out, "}\r\nSUB chat.> 1\r\nPING\r\n");
+    c->pinged = true;
+    c->deadline = s->now + REQUEST_TIME;
 }
 
-/* Begins to send. Those who lost it with us have found it again by now, or
- * they would miss what was kept for them. */
-static void nats_join(struct server *s, struct client *c) {
+/* It has answered our first ping, so it has let us in. Those who lost it with
+ * us must have found it again, or they would miss what was kept for them. */
+static void nats_join(struct server *s) {
     struct nats *n = &s->nats;
-    const struct log *log = &n->channel.log;
+    if (n->state != GREETED) return;
     fprintf(stderr, "chat: joined %s\n", s->option['b']);
-    nats_advance(n);
-    /* A payload that is too big now would end the connection, so all up to
-     * the last of them is given up. */
-    for (uint64_t at = n->sent, lost = 0; at < log->head;) {
-        const uint8_t *command = log_at(log, at);
-        at += nats_size(command);
-        lost++;
-        if (nats_payload(command) <= s->max_message) continue;
-        s->counters[BUS_LOST] += lost;
-        n->sent = at;
-        lost = 0;
-    }
-    c->cursor = c->boundary = n->sent;
-    channel_insert(&n->channel, c);
-    n->channel.dirty = true;
-    n->progress_at = s->now;
     s->counters[BUS_PEERS] = 1;
-}
-
-/* It has answered our first ping, so it has let us in. */
-static void nats_welcome(struct server *s, struct client *c) {
-    struct nats *n = &s->nats;
-    if (!n->greeted || n->welcome) return;
-    n->welcome = n->met = true;
+    n->state = JOINED;
+    n->met = true;
     n->retry_at = s->now + n->backoff;
     n->backoff = 0;
-    c->deadline = s->now + PING_TIME;
 }
 
-/* Handles "MSG chat.text.NAME 1 [ID] SIZE" once its payload is here. False
- * if it is not, or if the channel has no room now. */
-static bool nats_message(struct server *s, struct client *c, struct input *in,
-                         const char *line, size_t line_size) {
-    char copy[4 * KIB], name[4 * KIB], *rest = copy + 4;
-    snprintf(copy, sizeof copy, "%.*s", (int)line_size - 2, line);
-    int64_t size = parse_number(strrchr(copy, ' ') + 1);
-    if (size < 0 || size > NATS_PAYLOAD || line_size > sizeof copy) {
-        nats_nonsense(s, c);
-        return false;
-    }
-    if (in->size - in->next < line_size + (size_t)size + 2) return false;
-    char *subject = strsep(&rest, " ");
-    strsep(&rest, " ");    /* 1 */
-    bool own = rest && !strncmp(rest, s->nats.id, strlen(s->nats.id));
-    strsep(&subject, "."); /* chat */
-    const char *kind = strsep(&subject, "."), *code = subject ? subject : "";
+/* Delivers "MSG chat.text.NAME 1 [ID] SIZE". False: "not now". */
+static bool nats_message(struct server *s, const char *line,
+                         struct text message) {
+    char kind[8] = "", name[256] = ""; /* one cut off here is too long, too */
     int opcode = 0; /* none that a message may have */
-    if (kind && !strcmp(kind, "text")) opcode = TEXT;
-    if (kind && !strcmp(kind, "binary")) opcode = BINARY;
-    ssize_t n = percent_decode(code, strlen(code), name, false);
+    if (strstr(line, s->nats.id)) return true; /* our own words */
+    sscanf(line, "MSG chat.%7[^. ].%255s", kind, name);
+    if (!strcmp(kind, "text")) opcode = TEXT;
+    if (!strcmp(kind, "binary")) opcode = BINARY;
+    ssize_t n = percent_decode(name, strlen(name), name, false);
     struct text channel = {name, n < 0 ? SIZE_MAX : (size_t)n};
-    if (!own && !bus_message(s, channel, opcode,
-                             (struct text){line + line_size, (size_t)size})) {
-        client_wait(s, c);
-        return false;
-    }
-    s->counters[BUS_IN]++;
-    in->next += line_size + (size_t)size + 2;
-    return true;
+    return bus_message(s, channel, opcode, message);
+}
+
+/* Finds a line, and what a MSG has behind it. Returns the size of all, 0 for
+ * "need more", -1 for what makes no sense. */
+static int64_t nats_parse(const char *bytes, size_t size, char line[NATS_LINE],
+                          struct text *message) {
+    const char *end = memmem(bytes, size, "\r\n", 2);
+    size_t n = end ? (size_t)(end - bytes) : size;
+    if (n >= NATS_LINE) return -1;
+    if (!end) return 0;
+    snprintf(line, NATS_LINE, "%.*s", (int)n, bytes);
+    n += 2;
+    if (strncmp(line, "MSG ", 4) != 0) return (int64_t)n;
+    int64_t payload = parse_number(strrchr(line, ' ') + 1);
+    if (payload < 0 || payload > NATS_PAYLOAD) return -1;
+    *message = (struct text){end + 2, (size_t)payload};
+    n += message->size + 2;
+    return n <= size ? (int64_t)n : 0;
 }
 
 /* Handles one line. False when there is nothing to go on with. */
 static bool nats_step(struct server *s, struct client *c, struct input *in) {
-    char *line = (char *)in->bytes + in->next;
-    size_t left = in->size - in->next;
-    char *end = memmem(line, left, "\r\n", 2);
-    if (!end && left > NATS_LINE) nats_nonsense(s, c);
-    if (!end) return false;
-    if (!strncmp(line, "MSG ", 4))
-        return nats_message(s, c, in, line, (size_t)(end - line) + 2);
-    *end = '\0';
-    in->next += (size_t)(end - line) + 2;
-    for (char *at = line; at < end; at++) /* it may end up in our log */
+    char line[NATS_LINE];
+    struct text message = {"", 0};
+    int64_t size = nats_parse((char *)in->bytes + in->next,
+                              in->size - in->next, line, &message);
+    if (size < 0) {
+        nats_error(s, "NATS sends what makes no sense");
+        client_kill(s, c);
+    }
+    if (size <= 0) return false;
+    if (!strncmp(line, "MSG ", 4) && !nats_message(s, line, message)) {
+        client_wait(s, c);
+        return false;
+    }
+    in->next += (size_t)size;
+    for (char *at = line; *at; at++) /* it may end up in our log */
         if (*at < ' ' || *at > '~') *at = '?';
-    if (!strncmp(line, "INFO ", 5)) nats_greet(s, c, line);
-    else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
-    else if (!strcmp(line, "PONG")) nats_welcome(s, c);
-    else if (strcmp(line, "+OK") != 0)
-        nats_error(s, line, strstr(line, "Violation") != NULL);
+    if (!strncmp(line, "MSG ", 4)) s->counters[BUS_IN]++;
+    else if (!strncmp(line, "INFO ", 5)) nats_greet(s, c, line);
+    else if (!strcmp(line, "PING") && c->out.size < UNSENT_MAX)
+        buffer_print(&c->out, "PONG\r\n");
+    else if (!strcmp(line, "PONG")) nats_join(s);
+    else if (strcmp(line, "+OK") != 0) nats_error(s, line);
     return !c->dead;
 }
 
 static void nats_connect(struct server *s) {
     struct nats *n = &s->nats;
+    struct addrinfo *to = n->next ? n->next : n->found;
+    int on = 1, size = SEND_BUFFER, patience = REQUEST_TIME;
     if (n->backoff == SECOND / 10)
         fprintf(stderr, "chat: cannot reach %s, trying on\n", s->option['b']);
-    int on = 1, size = SEND_BUFFER, patience = REQUEST_TIME;
-    struct addrinfo *to = n->next ? n->next : n->found;
+    n->next = to->ai_next;
+    n->backoff = n->backoff ? earlier(n->backoff * 2, NATS_BACKOFF)
+                            : SECOND / 10;
+    n->retry_at = s->now + n->backoff / 2 + random() % n->backoff / 2;
+    snprintf(n->id, sizeof n->id, " %016llx ", (unsigned long long)s->bus.self.id);
     int fd = socket(to->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
                     0);
-    n->next = to->ai_next;
-    n->backoff = n->backoff ? n->backoff * 2 : SECOND / 10;
-    if (n->backoff > NATS_BACKOFF) n->backoff = NATS_BACKOFF;
-    n->retry_at = s->now + n->backoff / 2 + random() % n->backoff / 2;
     if (fd < 0) return;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     /* These two bound what is under way, and so lost with a connection. */
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience);
-    if (connect(fd, to->ai_addr, to->ai_addrlen) && errno != EINPROGRESS) {
-        close(fd);
-        return;
-    }
-    struct client *c = client_add(s, fd, NULL);
-    n->connection = c;
-    n->greeted = n->welcome = false;
-    if (c) c->nats = true;
+    (void)connect(fd, to->ai_addr, to->ai_addrlen); /* epoll tells the rest */
+    n->connection = client_add(s, fd, NULL);
+    if (!n->connection) return;
+    n->connection->nats = true;
+    n->connection->pinged = true; /* it has to speak first */
+    n->state = CALLING;
 }
 
-/* The connection has ended: what it sent whole is not sent again. */
-static void nats_disconnect(struct server *s, const struct client *c) {
-    struct nats *n = &s->nats;
-    nats_advance(n);
-    if (c->channel) fprintf(stderr, "chat: left %s\n", s->option['b']);
-    n->connection = NULL;
+static void nats_disconnect(struct server *s) {
+    if (s->nats.state == JOINED)
+        fprintf(stderr, "chat: left %s\n", s->option['b']);
+    s->nats.connection = NULL;
+    s->nats.state = AWAY;
     s->counters[BUS_PEERS] = 0;
-}
-
-/* At the start, clients wait for it a moment: it says what is too big. */
-static bool nats_waits(const struct server *s) {
-    return s->nats.on && !s->nats.met && s->now < CATCH_UP_TIME;
 }
 
 /* Connects if need be; says good-bye when all is said. Returns when it is due
@@ -2208,33 +2152,26 @@ static bool nats_waits(const struct server *s) {
 static int64_t nats_tick(struct server *s) {
     struct nats *n = &s->nats;
     struct client *c = n->connection;
-    if (!n->on) return INT64_MAX;
-    nats_advance(n);
-    bool drained = n->sent == n->channel.log.head;
-    if (drained || n->sent != n->progress) n->progress_at = s->now;
-    n->progress = n->sent;
-    if (c && n->welcome && !c->channel && !c->closing &&
-        (s->now >= n->retry_at || s->stopping)) nats_join(s, c);
-    if (s->stopping && c && s->connections == 1 && !c->closing &&
-        (drained || !c->channel)) {
+    if (n->state == OFF) return INT64_MAX;
+    /* At the start, clients wait for it a moment: it says what is too big. */
+    s->bus.waits = !n->met && s->now < CATCH_UP_TIME;
+    if (n->state == AWAY && !s->stopping && s->now >= n->retry_at)
+        nats_connect(s);
+    if (s->stopping && c && s->connections == 1 && !c->blocked) {
         client_finish(s, c);
         client_flush(s, c);
     }
-    if (!c && !s->stopping && s->now >= n->retry_at) nats_connect(s);
-    bool due = n->connection ? n->welcome && !n->connection->channel
-                             : !s->stopping;
-    return due ? n->retry_at : INT64_MAX;
+    return n->retry_at > s->now ? n->retry_at : INT64_MAX;
 }
 
 /* A message from one of our clients (or from /send), on its way to all.
  * False means "not now": see channel_room, bus_room and nats_room. */
 static bool server_post(struct server *s, struct channel *ch, int opcode,
                         struct text message) {
-    if (!bus_room(s, message.size) || !nats_room(s, message.size) ||
+    if (!nats_room(s, message.size) || !bus_room(s, message.size) ||
         !channel_room(s, ch, message.size, SLOW_TIME)) return false;
     channel_append(s, ch, opcode, message);
     bus_post(s, ch, opcode, message);
-    nats_post(s, ch, opcode, message);
     s->counters[RECEIVED]++;
     return true;
 }
@@ -2816,7 +2753,7 @@ static bool client_request(struct server *s, struct client *c,
 /* No further input is looked at until what is due has gone out. */
 static bool client_busy(const struct client *c) {
     return c->dead || c->closing || c->waiting || c->file >= 0 ||
-           c->out.size >= READ_SIZE || c->out.failed;
+           (c->out.size >= READ_SIZE && !c->nats) || c->out.failed;
 }
 
 /* Keeps what is unfinished for the next time, and no memory where nothing
@@ -2889,7 +2826,7 @@ static void client_read(struct server *s, struct client *c) {
     s->counters[BYTES_IN] += (uint64_t)n;
     in->size += (size_t)n;
     c->pinged = false;
-    if (c->channel) c->deadline = s->now + PING_TIME;
+    if (c->channel || c->nats) c->deadline = s->now + PING_TIME;
     client_process(s, c);
 }
 
@@ -2912,7 +2849,7 @@ static void client_event(struct server *s, struct client *c, uint32_t events) {
 static void client_timeout(struct server *s, struct client *c) {
     struct request r = {.client = c};
     bool sending = c->out.size > 0 || c->file >= 0;
-    bool silent = c->channel ? c->pinged : sending || c->nats || !c->in;
+    bool silent = c->channel || c->nats ? c->pinged : sending || !c->in;
     if (c->closing || silent) {
         client_kill(s, c);
         return;
@@ -2970,7 +2907,7 @@ static void server_reap(struct server *s) {
     while (s->dead) {
         struct client *c = s->dead;
         s->dead = c->next_dead;
-        if (c->nats) nats_disconnect(s, c);
+        if (c->nats) nats_disconnect(s);
         channel_remove(c);
         struct client **link = &s->waiting;
         /* Who waits stands in the list, so the walk ends there.
@@ -3036,7 +2973,7 @@ static int server_round_end(struct server *s) {
         if (ch->dirty || ch->at) channel_flush(s, ch);
         more |= ch->dirty || ch->at;
     }
-    if (s->nats.channel.dirty) channel_flush(s, &s->nats.channel);
+    nats_flush(s);
     int64_t next = bus_tick(s);
     if (s->now >= s->tick_at) {
         int due = 0;
@@ -3050,7 +2987,7 @@ static int server_round_end(struct server *s) {
     server_reap(s);
     /* After it, as a connection that ended is made anew. */
     next = earlier(next, nats_tick(s));
-    s->catching_up = s->catching_up && (s->bus.waits || nats_waits(s));
+    s->catching_up = s->catching_up && s->bus.waits;
     if (!s->catching_up && !s->announced) server_announce(s);
     server_watch_listener(s);
     fflush(stdout); /* here alone we wait for somebody: the log's reader */
@@ -3299,7 +3236,7 @@ static void server_open(struct server *s, int worker) {
     s->waiting_end = &s->waiting;
     server_limits(s);
     bus_open(s, s->sockets[worker].bus);
-    nats_open(s);
+    if (s->nats.state != OFF) s->max_clients++; /* for its connection */
     server_watch(s, s->signals);
     server_watch(s, s->listener);
     if (s->bus.fd >= 0) server_watch(s, s->bus.fd);
@@ -3312,8 +3249,6 @@ static void server_close(struct server *s) {
         if (s->clients[fd]) client_kill(s, s->clients[fd]);
     server_reap(s);
     bus_close(s);
-    if (s->nats.on) log_close(&s->nats.channel.log);
-    if (s->nats.on) freeaddrinfo(s->nats.found);
     while (s->channels) channel_free(s, &s->channels);
     free(s->clients);
     free(s->input);
@@ -3366,7 +3301,7 @@ static void server_confine(struct server *s) {
                                {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}},
       *end = filter + 4;
     for (size_t i = 0; i < CALLS; i++) {
-        if (calls[i] == SYS_socket && !s->nats.on) i += 3; /* its line */
+        if (calls[i] == SYS_socket && !s->nats.state) i += 3; /* its line */
         if (calls[i] == SYS_openat2 && s->dir < 0 && !s->tls) break;
         *end++ = (struct instruction){IF_EQUAL, 0, 1, calls[i]};
         *end++ = (struct instruction){RETURN, 0, 0, ALLOW};

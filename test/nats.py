@@ -828,6 +828,7 @@ def case_max():
         for host in (a, b):
             host.says("(?s)joined.*joined", 20)
         limit(a, 65536)
+        b.hears(["x" * 1000] * 3 + ["x" * 65536] * 2)
         between.cut()                                   # posted while 65536 bytes are allowed, sent when 2000 are
         a.says("(?s)joined.*left.*joined.*left", 20)
         sizes = [3000, 0, 1900, 2001, 65000, 0, 65000] + [0] * 50
