@@ -959,10 +959,9 @@ static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
 
 /* The first SSL_read() will shake hands. */
 static bool socket_open(struct client *c, SSL_CTX *tls) {
-    if (!tls) return true;
-    c->tls = SSL_new(tls);
+    c->tls = tls ? SSL_new(tls) : NULL;
     if (c->tls) SSL_set_accept_state(c->tls);
-    return c->tls && SSL_set_fd(c->tls, c->fd);
+    return !tls || (c->tls && SSL_set_fd(c->tls, c->fd));
 }
 
 static void socket_shutdown(struct client *c) {
@@ -971,8 +970,7 @@ static void socket_shutdown(struct client *c) {
 }
 
 static void socket_close(struct client *c) {
-    if (c->tls && !c->shut && SSL_is_init_finished(c->tls))
-        SSL_shutdown(c->tls);
+    if (c->tls && !c->shut) SSL_shutdown(c->tls);
     SSL_free(c->tls);
     close(c->fd);
 }
@@ -982,25 +980,14 @@ static bool tls_load(struct server *s) {
     option_error("cert", "this chat was built without TLS (make TLS=1)");
 }
 
-static ssize_t socket_recv(struct client *c, void *bytes, size_t size) {
-    return recv(c->fd, bytes, size, 0);
-}
-
-static ssize_t socket_send(struct client *c, const void *bytes, size_t size) {
-    return tcp_send(c, bytes, size);
-}
-
-static bool socket_open(struct client *c, const void *tls) {
+static bool socket_open(const struct client *c, const void *tls) {
     return !tls && !c->tls;
 }
 
-static void socket_shutdown(struct client *c) {
-    shutdown(c->fd, SHUT_WR);
-}
-
-static void socket_close(struct client *c) {
-    close(c->fd);
-}
+#define socket_recv(c, bytes, size) recv((c)->fd, bytes, size, 0)
+#define socket_send tcp_send
+#define socket_shutdown(c) shutdown((c)->fd, SHUT_WR)
+#define socket_close(c) close((c)->fd)
 #endif
 
 /* Owns fd from here on. NULL: it could not, and fd is closed. */
