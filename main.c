@@ -836,10 +836,12 @@ struct server {
     char port[8];            /* that we listen on */
     int origin_count;
     size_t max_message, history, max_clients;
-    int workers;
+    int workers, running;    /* wanted, and there (only the parent counts) */
+    bool replaced;           /* one that died: so the start was good */
     struct {
-        int listener, bus;
-    } sockets[WORKERS_MAX];  /* of each worker, open before any starts */
+        int listener, bus;   /* open before any starts */
+        pid_t pid;           /* 0: it does not run */
+    } worker[WORKERS_MAX];
     int epoll, signals, listener, dir, home; /* home: where we started */
     int page;                /* index.html, as a file in memory */
     struct ssl_ctx_st *tls;  /* for new clients; NULL: plain TCP */
@@ -3197,8 +3199,8 @@ static void server_configure(struct server *s) {
     else bus_configure(s);
     if (s->bus.to_count > 0) bus_secret(s);
     for (int i = 0; i < s->workers; i++) {
-        s->sockets[i].listener = server_listen(s);
-        s->sockets[i].bus = bus_socket(s, i);
+        s->worker[i].listener = server_listen(s);
+        s->worker[i].bus = bus_socket(s, i);
     }
     sigset_t signals;
     signal(SIGPIPE, SIG_IGN);
@@ -3215,14 +3217,14 @@ static void server_configure(struct server *s) {
 static void server_open(struct server *s, int worker) {
     for (int i = 0; i < s->workers; i++) {
         if (i == worker) continue;
-        close(s->sockets[i].listener);
-        close(s->sockets[i].bus);
+        close(s->worker[i].listener);
+        close(s->worker[i].bus);
     }
-    s->listener = s->sockets[worker].listener;
+    s->listener = s->worker[worker].listener;
     s->epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
     s->waiting_end = &s->waiting;
     server_limits(s);
-    bus_open(s, s->sockets[worker].bus);
+    bus_open(s, s->worker[worker].bus);
     if (s->nats.state != OFF) s->max_clients++; /* for its connection */
     server_watch(s, s->signals);
     server_watch(s, s->listener);
@@ -3305,23 +3307,15 @@ static void server_confine(struct server *s) {
 #endif
 }
 
-/* With -j, the first process only looks after the workers. */
-struct workers {
-    pid_t pids[WORKERS_MAX];
-    int running;
-    bool stopping;
-    bool replaced; /* one that died: so the start was good */
-    bool failed;   /* it was not */
-};
-
-/* Starts those that are missing. Returns -1, and in a worker its number. */
-static int workers_start(struct server *s, struct workers *w) {
+/* With -j, the first process only looks after the workers. This starts those
+ * that are missing. Returns -1, and in a worker its number. */
+static int workers_start(struct server *s) {
     pid_t parent = getpid();
     for (int i = 0; i < s->workers; i++) {
-        if (w->pids[i]) continue;
-        w->pids[i] = must(fork(), "fork");
-        w->running++;
-        if (w->pids[i]) continue;
+        if (s->worker[i].pid) continue;
+        s->worker[i].pid = must(fork(), "fork");
+        s->running++;
+        if (s->worker[i].pid) continue;
         prctl(PR_SET_PDEATHSIG, SIGTERM); /* none lives on without us */
         if (getppid() != parent) exit(1);
         return i;
@@ -3329,56 +3323,51 @@ static int workers_start(struct server *s, struct workers *w) {
     return -1;
 }
 
-static void workers_signal(struct server *s, struct workers *w, int signal) {
+static void workers_signal(struct server *s, int signal) {
     bool stop = signal == SIGINT || signal == SIGTERM;
     for (int i = 0; i < s->workers; i++) {
-        if (stop && !w->stopping)
-            close(s->sockets[i].listener); /* so that theirs really close */
-        if (w->pids[i]) kill(w->pids[i], signal);
+        if (stop && !s->stopping)
+            close(s->worker[i].listener); /* so that theirs really close */
+        if (s->worker[i].pid) kill(s->worker[i].pid, signal);
     }
-    w->stopping |= stop;
+    s->stopping |= stop;
 }
 
 /* Takes note of those that have ended. A worker that saw no way to start is
  * the end of all, unless one has been replaced: then it is tried again. */
-static void workers_reap(struct server *s, struct workers *w) {
-    bool died = false;
+static void workers_reap(struct server *s) {
     int status;
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
         int i = 0;
-        while (i < s->workers && w->pids[i] != pid) i++;
+        while (i < s->workers && s->worker[i].pid != pid) i++;
         if (i == s->workers) continue; /* process 1 gets others', too */
-        w->pids[i] = 0;
-        w->running--;
-        if (w->stopping) continue;
-        bool exited = WIFEXITED(status) && WEXITSTATUS(status) != 0;
-        w->failed |= exited && !w->replaced;
-        if (w->failed) continue;
+        s->worker[i].pid = 0;
+        s->running--;
+        if (s->stopping) continue;
+        if (WIFEXITED(status) && WEXITSTATUS(status) && !s->replaced) exit(1);
         fprintf(stderr, "chat: worker %d died, replaced\n", (int)pid);
-        died = w->replaced = true;
+        s->replaced = true;
     }
-    if (w->failed && !w->stopping) workers_signal(s, w, SIGTERM);
-    if (died) usleep(100 * 1000); /* one that dies at once must not spin */
+    if (!s->stopping) usleep(100 * 1000); /* who dies at once must not spin */
 }
 
 /* Starts the workers, replaces those that die and passes signals on. The
  * connections of a dead one wait in its sockets, which are ours as well.
  * Returns only in a worker: its number. */
 static int workers_run(struct server *s) {
-    struct workers w = {0};
     struct signalfd_siginfo signal;
     static char line[64 * KIB];
     setvbuf(stdout, line, _IOLBF, sizeof line); /* so that none is torn */
-    while (!w.stopping || w.running > 0) {
-        int worker = w.stopping ? -1 : workers_start(s, &w);
+    while (!s->stopping || s->running > 0) {
+        int worker = s->stopping ? -1 : workers_start(s);
         s->announced |= worker != 0; /* the first worker does it, once */
         if (worker >= 0) return worker;
         must((int)read(s->signals, &signal, sizeof signal), "read");
-        if (signal.ssi_signo == SIGCHLD) workers_reap(s, &w);
+        if (signal.ssi_signo == SIGCHLD) workers_reap(s);
         else if (signal.ssi_signo != SIGHUP || tls_load(s))
-            workers_signal(s, &w, (int)signal.ssi_signo);
+            workers_signal(s, (int)signal.ssi_signo);
     }
-    exit(w.failed);
+    exit(0);
 }
 
 int main(int argc, char **argv) {
