@@ -3154,8 +3154,7 @@ static int server_listen(struct server *s) {
 static void server_limits(struct server *s) {
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit); /* cannot fail */
-    limit.rlim_cur = limit.rlim_max;
-    if (limit.rlim_cur > 1 << 20) limit.rlim_cur = 1 << 20;
+    limit.rlim_cur = limit.rlim_max < 1 << 20 ? limit.rlim_max : 1 << 20;
     setrlimit(RLIMIT_NOFILE, &limit);
     s->clients_size = limit.rlim_cur;
     size_t most = s->clients_size > 64 ? s->clients_size - 32 : 32;
@@ -3246,6 +3245,15 @@ static void server_close(struct server *s) {
 #define MACHINE 0xC00000F3
 #endif
 
+enum { LOAD = 0x20, IF_EQUAL = 0x15, RETURN = 6, ALLOW = 0x7FFF0000,
+       REFUSE = 0x50000 | EPERM, SET_FILTER = 1, SPECULATION_ALLOWED = 4 };
+
+struct instruction {
+    uint16_t code;
+    uint8_t then, otherwise; /* instructions to skip */
+    uint32_t value;
+};
+
 /* From here on the kernel refuses all system calls but these (seccomp(2)):
  * who finds a hole in us can start no program, open no socket and, without
  * -d and --cert, no file. A libc that tries more is told EPERM, and copes.
@@ -3253,8 +3261,6 @@ static void server_close(struct server *s) {
  * that needs another call has to list it here. */
 static void server_confine(struct server *s) {
 #ifdef MACHINE
-    enum { LOAD = 0x20, IF_EQUAL = 0x15, RETURN = 6, ALLOW = 0x7FFF0000,
-           REFUSE = 0x50000 | EPERM, SET_FILTER = 1, SPECULATION_ALLOWED = 4 };
     static const uint32_t calls[] = {
         SYS_sendto, SYS_recvfrom, SYS_epoll_pwait, SYS_epoll_ctl, SYS_accept4,
         SYS_read, SYS_write, SYS_writev, SYS_sendfile, SYS_close, SYS_shutdown, SYS_brk,
@@ -3270,13 +3276,9 @@ static void server_confine(struct server *s) {
 #endif
     };
     enum { CALLS = sizeof calls / sizeof *calls };
-    struct instruction {
-        uint16_t code;
-        uint8_t then, otherwise; /* instructions to skip */
-        uint32_t value;
-    } filter[5 + 2 * CALLS] = {{LOAD, 0, 0, 4}, {IF_EQUAL, 1, 0, MACHINE},
-                               {RETURN, 0, 0, REFUSE}, {LOAD, 0, 0, 0}},
-      *end = filter + 4;
+    struct instruction filter[5 + 2 * CALLS] = {
+        {LOAD, 0, 0, 4}, {IF_EQUAL, 1, 0, MACHINE}, {RETURN, 0, 0, REFUSE},
+        {LOAD, 0, 0, 0}}, *end = filter + 4;
     for (size_t i = 0; i < CALLS; i++) {
         if (calls[i] == SYS_socket && !s->nats.state) i += 3; /* its line */
         if (calls[i] == SYS_openat2 && s->dir < 0 && !s->tls) break;
