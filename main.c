@@ -1888,8 +1888,8 @@ static bool bus_drained(const struct server *s) {
 }
 
 static void bus_close(struct server *s) {
-    if (s->bus.fd < 0) return;
-    bus_send_status(s, LEAVE);
+    if (!s->bus.self.log.ring) return;
+    bus_send_status(s, LEAVE); /* with NATS, to nobody */
     while (s->bus.self.next) peer_forget(s, s->bus.self.next);
     log_close(&s->bus.self.log);
     close(s->bus.fd);
@@ -2112,7 +2112,8 @@ static void nats_connect(struct server *s) {
     n->backoff = n->backoff ? earlier(n->backoff * 2, NATS_BACKOFF)
                             : SECOND / 10;
     n->retry_at = s->now + n->backoff / 2 + random() % n->backoff / 2;
-    snprintf(n->id, sizeof n->id, " %016llx ", (unsigned long long)s->bus.self.id);
+    snprintf(n->id, sizeof n->id, " %016llx ",
+             (unsigned long long)s->bus.self.id);
     int fd = socket(to->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
                     0);
     if (fd < 0) return;
@@ -3232,6 +3233,7 @@ static void server_close(struct server *s) {
     close(s->signals);
     if (s->dir >= 0) close(s->dir);
     close(s->home);
+    close(s->page);
 }
 
 /* The numbers of linux/audit.h, linux/filter.h and linux/seccomp.h, which not
@@ -3263,11 +3265,13 @@ static void server_confine(struct server *s) {
 #ifdef MACHINE
     static const uint32_t calls[] = {
         SYS_sendto, SYS_recvfrom, SYS_epoll_pwait, SYS_epoll_ctl, SYS_accept4,
-        SYS_read, SYS_write, SYS_writev, SYS_sendfile, SYS_close, SYS_shutdown, SYS_brk,
-        SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise, SYS_memfd_create,
-        SYS_ftruncate, SYS_getpeername, SYS_clock_gettime, SYS_futex,
-        SYS_getrandom, SYS_restart_syscall, SYS_exit_group, /* for NATS: */
-        SYS_socket, SYS_setsockopt, SYS_connect, /* for files: */
+        SYS_read, SYS_write, SYS_writev, SYS_sendfile, SYS_close, SYS_shutdown,
+        SYS_brk, SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise,
+        SYS_memfd_create, SYS_ftruncate, SYS_getpeername, SYS_clock_gettime,
+        SYS_futex, SYS_getrandom, SYS_restart_syscall, SYS_exit_group,
+        /* for NATS: */
+        SYS_socket, SYS_setsockopt, SYS_connect,
+        /* for files: */
         SYS_openat2, SYS_openat, SYS_fstat, SYS_newfstatat, SYS_pread64,
         SYS_getdents64, SYS_fchdir, SYS_lseek, SYS_fcntl,
         SYS_getpid, /* OpenSSL's random numbers: still the same process? */
