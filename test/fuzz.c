@@ -90,6 +90,8 @@ static void server_start(struct server *s) {
     s->now = 1;
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     s->listener = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    s->page = memfd_create("page", MFD_CLOEXEC);
+    CHECK(write(s->page, index_html, index_html_size) > 0);
     s->clients = calloc(s->clients_size, sizeof *s->clients);
     s->input = malloc(sizeof *s->input + READ_SIZE);
     CHECK(s->epoll >= 0 && s->listener >= 0 && s->clients && s->input);
@@ -631,6 +633,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!nowhere) {
         nowhere = fopen("/dev/null", "w");
         if (nowhere) stderr = nowhere; /* "peer joined", a million times */
+        signal(SIGPIPE, SIG_IGN); /* as server_configure does */
     }
     TARGET(FUZZ)(data, size);
     return 0;
