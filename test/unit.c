@@ -923,8 +923,8 @@ static void test_log(void) {
 
 static void server_start(struct server *s) {
     *s = (struct server){.max_message = KIB, .history = 4 * KIB, .dir = -1,
-                         .home = -1, .page = -1, .max_clients = 64, .clients_size = 256,
-                         .now = 1,
+                         .home = -1, .page = -1, .max_clients = 64,
+                         .clients_size = 256, .now = 1,
                          .listener = -1, .signals = -1, .bus.fd = -1};
     s->waiting_end = &s->waiting;
     s->option['q'] = "";
