@@ -1,109 +1,90 @@
 #!/bin/sh
-# Is README.md true to the program in $CHAT? Its usage text is that of -h, the
-# options it suggests exist, and so do the files, the make targets and the
-# places in main.c that it names.
+# Is README.md true to the program in $CHAT and to the source? Its usage text
+# is that of -h; the options that it suggests exist, and so do the files, the
+# make targets and the functions of main.c that it names; the lines of its map
+# are those of `make lines`, and it is short. Alone: CHAT=./chat test/readme.sh
 cd "$(dirname "$0")/.." || exit 1
 CHAT=${CHAT:-./chat}
-case $CHAT in /*) ;; *) CHAT=$PWD/$CHAT ;; esac
 failed=0
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM
 
-# result NAME WRONG: a line for the case, which failed if WRONG is not empty.
+# result NAME: a line for the case, which failed if $dir/wrong says something.
 result() {
-    if [ -z "$2" ]; then
-        echo "ok - readme: $1"
-    else
-        echo "FAILED - readme: $1:" $2
+    if [ -s "$dir/wrong" ]; then
+        echo "FAILED - readme: $1:" $(head -n 8 "$dir/wrong")
         failed=1
+    else
+        echo "ok - readme: $1"
     fi
 }
 
-# The code in README.md, a piece a line: lines of fenced and indented blocks
-# (joined where they end in a backslash), and the spans between backticks.
-awk '
-    function piece(text) {
-        if (sub(/\\$/, "", text)) { joined = joined text; return }
-        print joined text
-        joined = ""
-    }
-    /^```/      { fenced = !fenced; next }
-    fenced      { piece($0); next }
-    /^    /     { piece($0); next }
-    { n = split($0, part, "`"); for (i = 2; i <= n; i += 2) print part[i] }
-' README.md >"$dir/code"
-
-# What follows a command up to its end: a command line may hold several, each
-# ends at one of ; & | # or ).
-commands() {
-    sed -e 's/^#//' -e 's/ #.*//' "$dir/code" | tr ';&|)' '\n\n\n\n'
+# absent NAME: fails if $dir/named has what $dir/known has not. (Nothing named
+# at all would be a fault of this script.)
+absent() {
+    sort -u "$dir/named" | grep -vxF -f "$dir/known" >"$dir/wrong"
+    [ -s "$dir/named" ] || echo 'none found' >"$dir/wrong"
+    result "$1"
 }
+
+# The code, a piece a line: lines of fenced and indented blocks, and what
+# stands between backticks, also across the end of a line.
+awk '
+    /^```/          { fenced = !fenced; next }
+    fenced || /^    / { print; next }
+    { text = text " " $0 }
+    END { n = split(text, part, "`"); for (i = 2; i <= n; i += 2) print part[i] }
+' README.md >"$dir/code"
 
 # ---- The usage text ----------------------------------------------------------
 awk '/^```/ { inside = 0 } /^Usage: chat/ { inside = 1 } inside' \
     README.md >"$dir/usage"
-if ! "$CHAT" -h >"$dir/help" 2>"$dir/error"; then
-    result "$CHAT -h" "status is not 0; $(cat "$dir/error")"
-fi
-if ! cmp -s "$dir/usage" "$dir/help"; then
-    wrong=$(diff "$dir/usage" "$dir/help" | head -n 6)
-    result 'the usage text is that of -h' "$wrong"
-else
-    result 'the usage text is that of -h' ''
-fi
+"$CHAT" -h >"$dir/help" 2>&1 || echo "status $?" >>"$dir/help"
+diff "$dir/usage" "$dir/help" >"$dir/wrong"
+result 'the usage text is that of -h'
 
-# ---- Options -----------------------------------------------------------------
-# In a command: the words with a dash behind the program's name, or within
-# ARGS. A span that begins with a dash speaks of the program, too.
-sed -n 's/^  *\(-.\), \(--[a-z-]*\) .*/\1 \2/p; s/^  *\(--[a-z-]*\) .*/\1/p' \
-    "$dir/help" | tr ' ' '\n' >"$dir/known"
-commands | tr "'\"=," '    ' | awk '
+# ---- Options: the words with a dash behind the program's name; and a piece that
+# begins with a dash speaks of the program, too (or of the compiler).
+grep -oE '^ +(-[a-zA-Z], )?--[a-z-]+' "$dir/help" | tr -d ' ' |
+    tr ',' '\n' >"$dir/known"
+tr "';&|)(" '\n' <"$dir/code" | tr '"=,' ' ' | awk '
     {
-        ours = $1 ~ /^-/
+        ours = $1 ~ /^-[^DO]/
         for (i = 1; i <= NF; i++) {
             if (ours && $i ~ /^-/) print $i
-            if ($i ~ /^(.*\/)?(mini-ws-)?chat$/ || $i == "ARGS") ours = 1
+            if ($i ~ /^(.*\/)?chat$/) ours = 1
         }
-    }' | sort -u >"$dir/options"
-wrong=$(grep -vxF -f "$dir/known" "$dir/options")
-[ -s "$dir/known" ] && [ -s "$dir/options" ] || wrong='none found'
-result 'its options are in -h' "${wrong:+not there: }$wrong"
+    }' >"$dir/named"
+absent 'its options are in -h'
 
-# ---- Files -------------------------------------------------------------------
-# Targets of links, and words of code that look like a file of the source
-# (what begins with a slash is on the reader's machine, or an address).
+# ---- Files, make targets, functions and structs --------------------------------
+find . -path ./.git -prune -o -print | sed 's|^\./||' >"$dir/known"
 {
-    sed -n 's/.*](\([^)#:]*\)).*/\1/p' README.md
-    tr " \"'=" '\n\n\n\n' <"$dir/code" |
-        grep -E '^(test/|\.ci/|[A-Za-z0-9_.-]+\.(c|h|html|js|json|py|sh)$)'
-} | sort -u >"$dir/files"
-wrong=$(while read -r file; do
-    [ -e "$file" ] || echo "$file"
-done <"$dir/files")
-[ -s "$dir/files" ] || wrong='none found'
-result 'the files it names exist' "${wrong:+not there: }$wrong"
+    grep -oE '\]\([^)#:]+\)' README.md | tr -d ']()'
+    tr " \"'=" '\n' <"$dir/code" |
+        grep -E '^(test/|[A-Za-z0-9_-]+\.(c|h|html|py|sh)$)'
+} >"$dir/named"
+absent 'the files it names exist'
 
-# ---- make --------------------------------------------------------------------
-commands | sed "s/[A-Z]*='[^']*'//g" | awk '
-    {
-        for (i = 1; i < NF && $i != "make"; i++)
-            ;
-        for (i++; i <= NF; i++) if ($i !~ /^-|=/) print $i
-    }' | sort -u >"$dir/targets"
-wrong=$(while read -r target; do
-    grep -q "^$target:" Makefile || echo "$target"
-done <"$dir/targets")
-[ -s "$dir/targets" ] || wrong='none found'
-result 'the make targets it names exist' "${wrong:+not there: }$wrong"
+sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile >"$dir/known"
+grep -oE '^make [a-z][a-z-]*( |$)' "$dir/code" | sed 's/make //; s/ //' >"$dir/named"
+absent 'the make targets it names exist'
 
-# ---- Links into main.c ---------------------------------------------------------
-awk -f test/links.awk main.c README.md >"$dir/readme"
-wrong=$(diff README.md "$dir/readme" | grep '^<' | head -n 3)
-[ -z "$wrong" ] || wrong="'make links' mends: $wrong"
-grep -q 'main.c#L0)' "$dir/readme" && wrong=$(grep -o '\[[^]]*\](main.c#L0)' \
-    "$dir/readme")
-grep -q 'main.c#L' README.md || wrong='none found'
-result 'its links into main.c lead where they say' "$wrong"
+sed -n 's/^struct \([a-z]*\) {.*/struct \1/p; s/^#ifndef /-D/p
+        s/^[a-z].*[ *]\([a-z0-9_]*\)(.*/\1/p' main.c >"$dir/known"
+one='\<(client|websocket|server|channel|bus|peer|request)_[a-z_]+'
+grep -oE "$one|\<struct [a-z]+|-D[A-Z_]+" "$dir/code" >"$dir/named"
+absent 'the functions, structs and limits it names are in main.c'
 
+# ---- Numbers -------------------------------------------------------------------
+# Of `make lines`, a chapter a line: its number, and the last number there.
+make -s lines | sed -n 's/^[^0-9]*\([0-9]*\)\. .*[^0-9]\([0-9][0-9]*\)[^0-9]*$/\1 \2/p' \
+    >"$dir/counted"
+sed -n 's/^| \([0-9]*\)\. [^|]*| \([0-9]*\) |.*/\1 \2/p' README.md >"$dir/map"
+diff "$dir/map" "$dir/counted" >"$dir/wrong"
+[ -s "$dir/map" ] || echo 'none found' >"$dir/wrong"
+result 'the lines of its map are those of make lines'
+
+awk 'END { if (NR > 250) print NR, "lines" }' README.md >"$dir/wrong"
+result 'it has at most 250 lines'
 exit $failed
