@@ -1,142 +1,70 @@
-# `make run` builds the chat and starts it, `make test` tests it.
-
+# `make run` builds the chat and starts it; `make help` lists the rest.
 CFLAGS ?= -O2
 PREFIX ?= /usr/local
-
 STD    = -std=gnu11
 WARN   = -Wall -Wextra -Wpedantic -Wshadow
 HARDEN = -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong \
          -fPIE -pie -Wl,-z,relro,-z,now
-
-# What the tests run, and where their own programs are built.
-CHAT  = ./chat
-BUILD = build
-TLS_TEST = $(if $(wildcard /usr/include/openssl/ssl.h),$(BUILD)/chat-tls)
-TESTS = $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/unit.c test/server.c \
-          test/load.c test/faults.c))
-
-# "make TLS=1" adds https and wss (needs OpenSSL 3; Debian: libssl-dev).
-ifdef TLS
-override CFLAGS += -DTLS
-LDLIBS += -lssl -lcrypto
-.PHONY: $(CHAT)
-endif
-
-# The sanitizer build also shrinks the program's limits, so that the paths
-# on which buffers grow and messages are split run all the time.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
            -fno-sanitize-recover=all
-SHRUNK   = -DREAD_SIZE=512 -DSLICE=2 -DNO_SANDBOX
-
-# The targets of test/fuzz.c, and how long each runs.
-FUZZ    = request query path talk datagram
+CHAT    = ./chat
+BUILD   = build
+TESTS   = $(addprefix $(BUILD)/,unit server chat-short chat-large \
+          $(if $(wildcard /usr/include/openssl/ssl.h),chat-tls))
 SECONDS = 60
+COMPILE = @mkdir -p $(@D); $(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN)
 
-all: $(CHAT)
-
-# The page is built into the program, so the program depends on it.
-$(CHAT): main.c index.html
-	@mkdir -p $(@D)
-	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) main.c -o $@ $(LDFLAGS) $(LDLIBS)
-
-# For test/tls.py. The shared read buffer must hold a record of TLS.
+$(CHAT): main.c index.html ## the program; TLS=1 adds https and wss (OpenSSL 3)
+	$(COMPILE) $(if $(TLS),-DTLS) main.c -o $@ $(LDFLAGS) $(if $(TLS),-lssl -lcrypto)
+$(BUILD)/chat-short: main.c index.html
+	$(COMPILE) -DSECOND=60 -DUNFINISHED_MAX=4194304 -DCHANNELS_MAX=8 \
+	    -DHISTORY=65536 -DMESSAGE_MAX=16000 main.c -o $@
+$(BUILD)/chat-large: main.c index.html
+	$(COMPILE) -DMESSAGE_MAX=16777216 -DHISTORY=67108864 main.c -o $@
 $(BUILD)/chat-tls: main.c index.html
-	@mkdir -p $(@D)
-	$(CC) $(STD) $(WARN) $(filter-out -DREAD_SIZE=%,$(CFLAGS)) -DTLS $(HARDEN) \
-	    main.c -o $@ $(LDFLAGS) -lssl -lcrypto
-
+	$(COMPILE) -DTLS main.c -o $@ -lssl -lcrypto
+$(BUILD)/fuzz: test/fuzz.c main.c index.html
+	$(COMPILE) $(SANITIZE) -fsanitize=fuzzer $< -o $@
 $(BUILD)/%: test/%.c main.c index.html $(wildcard test/*.h)
-	@mkdir -p $(@D)
-	$(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN) $< -o $@ $(LDFLAGS) $(LDLIBS)
+	$(COMPILE) $< -o $@ $(LDFLAGS)
 
-$(BUILD)/bench: LDLIBS += -lm # its plot is logarithmic
-
-run: $(CHAT)
+run: $(CHAT) ## builds and starts it: make run ARGS='-p 8000'
 	$(CHAT) $(ARGS)
-
-test: $(CHAT) $(TESTS) $(TLS_TEST)
+test: $(CHAT) $(TESTS) ## all tests; PARTS='unit bus' only these
 	@CHAT=$(CHAT) BUILD=$(BUILD) test/run $(PARTS)
-
-sanitize:
-	@$(MAKE) --no-print-directory test CHAT=build/sanitize/chat \
-	    BUILD=build/sanitize CFLAGS="$(SANITIZE) $(SHRUNK)" HARDEN=
-
-# Warnings are errors. -O1, because at -O2 gcc's analyzer takes what an unrolled
-# loop has set for unset; and leaks are left to clang's (and to valgrind), as
-# gcc's loses sight of a buffer when the size beside it is set. cppcheck need
-# not tell which fields are unused: some are read by the kernel alone.
-analyze:
-	gcc $(STD) $(WARN) $(TLS:%=-DTLS) -Werror -O1 -fanalyzer \
-	    -Wno-analyzer-malloc-leak -c main.c -o /dev/null
-	clang-tidy --quiet main.c -- $(STD) $(TLS:%=-DTLS)
-	cppcheck --quiet --enable=warning,style,performance,portability \
-	    --suppress=unusedStructMember --std=c11 --error-exitcode=1 main.c
-
-valgrind:
-	@$(MAKE) --no-print-directory build/valgrind/chat build/valgrind/unit \
-	    build/valgrind/server CHAT=build/valgrind/chat BUILD=build/valgrind \
-	    CFLAGS="-O1 -g -DNO_SANDBOX -include test/openat2.h" HARDEN=
+sanitize: ## the tests under ASan and UBSan
+	@ASAN_OPTIONS=detect_leaks=0 $(MAKE) --no-print-directory test HARDEN= \
+	    CHAT=build/asan/chat BUILD=build/asan CFLAGS="$(SANITIZE)"
+valgrind: ## some of the tests under valgrind
+	@$(MAKE) --no-print-directory CFLAGS='-O1 -g -include test/openat2.h' \
+	    HARDEN= BUILD=build/valgrind CHAT=build/valgrind/chat \
+	    $(addprefix build/valgrind/,chat unit server chat-short)
 	@test/valgrind.sh
-
-# The lines of main.c that no test of these parts runs, and the share of
-# the others.
-coverage:
+coverage: ## the lines of main.c that no test runs
 	@rm -rf build/coverage
-	@$(MAKE) --no-print-directory test PARTS="unit server faults nats" HARDEN= \
-	    CHAT=build/coverage/chat BUILD=build/coverage \
-	    CFLAGS="-O0 --coverage -DNO_SANDBOX"
+	@$(MAKE) --no-print-directory test PARTS="unit server nats bus" HARDEN= \
+	    CFLAGS="-O0 --coverage" CHAT=build/coverage/chat BUILD=build/coverage
 	@gcov -t build/coverage/*.gcda 2>/dev/null | test/coverage.awk
-
-# Deliveries a second beside the least that any server has to do, then
-# datagrams a message and latency on the bus beside the simulated ones, then
-# the two kinds of bus side by side.
-bench: $(CHAT) $(BUILD)/bench
+fuzz: ## all parsers and conversations with libFuzzer, for SECONDS=60
+	@$(MAKE) --no-print-directory CC=clang HARDEN= build/fuzz
+	@mkdir -p build/corpus
+	build/fuzz -max_total_time=$(SECONDS) -verbosity=0 \
+	    -artifact_prefix=build/ build/corpus test/corpus
+bench: $(CHAT) $(BUILD)/bench ## its speed, beside the floor and other servers
 	@CHAT=$(CHAT) $(BUILD)/bench $(ARGS)
-	@CHAT=$(CHAT) test/bus.py --bench
-	@CHAT=$(CHAT) test/nats.py --bench
-
-# All of it, for a machine that has nothing else to do, and into README.md.
-bench-all: $(CHAT) $(BUILD)/bench
-	@CHAT=$(CHAT) $(BUILD)/bench -n 8 -t 8 -o $(BUILD)/bench.md \
-	    -p test/bench.svg $(ARGS) all
-	@sed -i -e '/^<!-- bench/,/^<!-- end/{//!d}' \
-	    -e '/^<!-- bench/r $(BUILD)/bench.md' README.md
-
-# The servers that the chat is measured beside, into build/peers.
-peers:
-	@mkdir -p build/peers
-	cp test/peers/package.json build/peers
+peers: ## installs the servers that it is measured beside
+	@mkdir -p build/peers && cp test/peers/package.json build/peers
 	cd build/peers && npm install --no-audit --no-fund
-
-# What a target finds stays in build/. "make -j2 fuzz" runs two at a time.
-fuzz: $(FUZZ:%=fuzz-%)
-
-fuzz-%: build/fuzz-%
-	@mkdir -p build/corpus/$*
-	$< -max_total_time=$(SECONDS) -verbosity=0 \
-	    -artifact_prefix=build/$*- build/corpus/$* $(wildcard test/corpus/$*)
-
-build/fuzz-%: test/fuzz.c main.c index.html
-	@mkdir -p $(@D)
-	clang $(STD) $(WARN) $(SANITIZE) -fsanitize=fuzzer -D FUZZ=$* $< -o $@
-
-static: main.c index.html
-	@command -v musl-gcc >/dev/null || { \
-	    echo "make static: needs musl-gcc (Debian: musl-tools)" >&2; exit 1; }
+lines: ## the lines of code of main.c, by chapter
+	@test/lines.awk README.md main.c
+static: ## one file that needs no libc (musl)
 	musl-gcc -static $(STD) $(WARN) $(CFLAGS) main.c -o chat $(LDFLAGS)
-
-# After a change of main.c: the lines that README.md links to.
-links:
-	@mkdir -p build
-	awk -f test/links.awk main.c README.md > build/README.md
-	cp build/README.md README.md
-
-install: $(CHAT)
+install: $(CHAT) ## into PREFIX=/usr/local
 	install -D -m 755 chat $(DESTDIR)$(PREFIX)/bin/chat
-
-clean:
+clean: ## removes all that was built
 	rm -rf chat build
-
-.PRECIOUS: build/fuzz-%
-.PHONY: all run test sanitize analyze valgrind coverage bench bench-all \
-        peers fuzz static install links clean
+help: ## this list
+	@awk -F ': .*## ' '/^[$$a-z].*: .*## / { sub(/^\$$.*/, "", $$1); \
+	    printf "make %-9s %s\n", $$1, $$2 }' Makefile
+.PHONY: run test sanitize valgrind coverage fuzz bench peers lines static \
+        install clean help $(if $(TLS),$(CHAT))
