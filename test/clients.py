@@ -1,452 +1,191 @@
 #!/usr/bin/python3
-"""Python's websockets talk to the program in $CHAT, on one instance and on
-two that share the bus."""
-import asyncio
-import contextlib
-import hashlib
-import json
-import os
-import re
-import signal
-import socket
+"""Clients that nobody here wrote: proves that curl, Python's websockets and Node's ws and fetch
+(clients.js) work with the chat, on one instance and on two that are joined by the bus.
+
+    test/clients.py [-l] [CASE...]      all cases, or those named (-l lists them)
+"""
 import sys
-import traceback
-import urllib.parse
-
-import websockets
-
-CHAT = os.environ.get("CHAT", "./chat")
-SECONDS = 10  # what one wait may take
-EXPECTED = re.compile(  # all that a healthy instance says on stderr
-    r"chat: (listening on http://localhost:\d+/, bus .*"
-    r"|peer [0-9a-f]{16} (joined|left))")
+sys.dont_write_bytecode = True
+import asyncio, os, re, shlex, shutil, subprocess
+from harness import ROOT, SLOWER, Failure, Lab, Skip, check, equal, main, own_group
 
 
-async def within(what, awaitable):
-    """Waits, and says clearly what for where it takes too long."""
-    try:
-        return await asyncio.wait_for(awaitable, SECONDS)
-    except asyncio.TimeoutError:
-        raise AssertionError(f"{what}: nothing within {SECONDS} s") from None
+def instances(count):
+    """A lab with one instance, or with two that have met."""
+    lab = Lab(count, network=False)
+    lab.start("-b", own_group() if count > 1 else "none")
+    return lab
 
 
-def equal(got, expected, what=""):
-    if got != expected:
-        raise AssertionError(
-            f"{what}: expected {expected!r:.120}, got {got!r:.120}")
+# --- curl ----------------------------------------------------------------------------------------
+
+# What curl is asked; what it prints with -w '%{http_code}', a pattern; its standard input. {url}
+# serves the built-in page, {files} curl's own folder: `fits` holds 64,000 bytes, `more` one more,
+# `mega` 1 MiB and one, `page.html` the page, `half` the beginning of that.
+MEGA = (1 << 20) + 1                                    # from here on, curl says Expect
+HEAD = "-s -o /dev/null -D -"
+OLD = "-H Connection:Upgrade -H Upgrade:websocket -H Sec-WebSocket-Version:8"
+CURL = (
+    ("{url}/send?message=hello", "message sent200"),
+    ("{url}/send -d message=a+b%20c", "message sent200"),
+    ("{url}/send --data-binary @-", "message sent200", "two\nlines \"q\"\t\\"),
+    ("-G {url}/send --data-urlencode 'message=grüße & 100% + <b> ☃'", "message sent200"),
+    ("{url}/send?message=a+b%2Bc", "message sent200"),
+    ("{url}/send", r"\?message not provided400"),
+    ("-X POST -T - {url}/send", ".*Content-Length.*411", "chunked"),
+    ("-H 'Transfer-Encoding: chunked' -d x {url}/send", ".*Content-Length.*411"),
+    ("-T fits {url}/send", ".*405"), ("-T - {url}/send", ".*4(05|11)", "a PUT"),
+    (f"-X DELETE {HEAD} {{url}}/", ".*\r\nAllow: GET, HEAD\r\n.*405"),
+    (f"-X OPTIONS {HEAD} {{url}}/send", ".*\r\nAllow: GET, HEAD, POST\r\n.*405"),
+    ("--data-binary @fits {url}/send?channel=large", "message sent200"),
+    ("-v -H 'Expect: 100-continue' --data-binary @fits {url}/send?channel=large",
+     ".*HTTP/1.1 100 Continue.*message sent200"),
+    ("{url}/messages?channel=large", '\\["(x{64000})","\\1"\\]200'),
+    ("--data-binary @more {url}/send", ".*413"),
+    ("-H Expect: --data-binary @mega {url}/send", ".*413"),
+    ("-v --data-binary @mega {url}/send", "(?!.* 100 Cont).*> Expect: 100-continue.*413"),
+    ("{url}/ -o got", "200"), ("-0 {url}/ -o got", "200"), ("--compressed {url}/ -o got", "200"),
+    ("--http2 {url}/ -o got", "200"), ("{url}/?channel=x&history=5 -o got", "200"),
+    ("-I {url}/", "HTTP/1.1 200 .*Content-Length: [0-9]+\r\n.*-Options: nosniff\r\n.*200"),
+    ("-I {url}/messages", "HTTP/1.1 200 .*application/json\r\n.*200"),
+    ("{files}/mega -o mega.got", "200"), ("-C - -o half {files}/page.html", "206"),
+    ("-C - -o got {files}/page.html", ".*416"), ("-r 900000- {files}/page.html", ".*416"),
+    ("-r 0-4 {files}/page.html", "<!doc206"), ("-r -8 {files}/page.html", "script>\n206"),
+    ("--etag-save etag {files}/page.html -o got", "200"),
+    ("--etag-compare etag {files}/page.html", "304"),
+    ("-L {files}/sub -w '%{{url}}'", ".*a%20%26%20b.*/sub/?"),
+    ("{url}/none", ".*404"), ("--path-as-is {files}/sub/../../secret", ".*40[04]"),
+    (f"-H 'X-Long: {'x' * 9000}' {{url}}/", ".*431"), (f"{{url}}/{'x' * 9000}", ".*431"),
+    ("-H 'Origin: http://evil.example' {url}/send?message=x", ".*403"),
+    ("-H 'Origin: {url}' {url}/send?channel=x&message=x", "message sent200"),
+    (f"{OLD} -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' {HEAD} {{url}}/",
+     ".*\r\nSec-WebSocket-Version: 13\r\n.*426"),
+    ("{url}/send?channel=row&message=[1-300]", "(message sent200){300}"),
+    ("--no-progress-meter -Z {url}/send?channel=row&message=[1-300]", "(message sent|200){600}"),
+    ("{url6}/messages?channel=none", r"\[\]200"), ("{name}/messages?channel=none", r"\[\]200"),
+)
 
 
-class Instance:
-    """A running server; `async with` starts and ends it."""
-
-    def __init__(self, *options, bus="none"):
-        self.options = ["-p", "0", "-q", "-b", bus, *options]
-        self.lines = []
-        self.news = asyncio.Event()
-
-    async def __aenter__(self):
-        self.process = await asyncio.create_subprocess_exec(
-            CHAT, *self.options, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
-        self.reader = asyncio.create_task(self.read())
-        try:
-            line = await self.line(r"listening on http://localhost:(\d+)/")
-        except AssertionError:
-            await self.__aexit__(AssertionError)
-            raise
-        self.port = int(line[1])
-        return self
-
-    async def __aexit__(self, kind, *_):
-        try:
-            await self.stop()
-        except AssertionError:
-            if kind is None:
-                raise
-
-    async def read(self):
-        async for line in self.process.stderr:
-            self.lines.append(line.decode(errors="replace").rstrip("\n"))
-            self.news.set()
-        self.news.set()
-
-    async def line(self, pattern):
-        """Waits for a line on stderr, returns its match."""
-        async def search():
-            while True:
-                self.news.clear()
-                for line in self.lines:
-                    match = re.search(pattern, line)
-                    if match:
-                        return match
-                if self.reader.done():
-                    raise AssertionError(f"ended: {self.lines}")
-                await self.news.wait()
-        return await within(f"a line /{pattern}/", search())
-
-    async def stop(self):
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            await within("exit after SIGTERM", self.process.wait())
-        except AssertionError:
-            self.process.kill()
-            raise
-        await self.reader
-        odd = [line for line in self.lines if not EXPECTED.fullmatch(line)]
-        if odd:
-            print("\n".join(odd), file=sys.stderr)
-        equal(odd[:3], [], "stderr")
-        equal(self.process.returncode, 0, "exit status")
-
-    async def connect(self, rest="/", **options):
-        options = {"max_size": None, "max_queue": None} | options
-        return await within("open", websockets.connect(
-            f"ws://127.0.0.1:{self.port}{rest}", **options))
-
-    async def get(self, path):
-        """An HTTP request by hand: its status and its body."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
-        head, body = (await within(path, reader.read())).split(b"\r\n\r\n", 1)
-        writer.close()
-        return int(head.split()[1]), body.decode()
+def case_curl():
+    """curl: each request of a table, and what it prints"""
+    if not shutil.which("curl"):
+        raise Skip("curl is not installed")
+    with instances(1) as lab:
+        host, wrong = lab.hosts[0], []
+        page = host.get("/")
+        os.mkdir(lab.path("sub"))
+        for name, data in (("fits", b"x" * 64000), ("more", b"x" * 64001), ("mega", bytes(MEGA)),
+                           ("page.html", page), ("half", page[:5000]), ("sub/a & b", b"")):
+            with open(lab.path(name), "wb") as file:
+                file.write(data)
+        files = lab.add_host().start("-b", "none", "-d", lab.directory)
+        urls = {kind: f"http://{name}:{port}" for kind, name, port in
+                (("url", "127.0.0.1", host.port), ("url6", "[::1]", host.port),
+                 ("name", "localhost", host.port), ("files", "127.0.0.1", files.port))}
+        for words, expected, *stdin in CURL:
+            done = subprocess.run(
+                ("curl", "-q", "-sS", "--noproxy", "*", "-m", str(20 * SLOWER),
+                 "-w", "%{http_code}", *(word.format(**urls) for word in shlex.split(words))),
+                cwd=lab.directory, input="".join(stdin).encode(), stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT)
+            if not re.fullmatch(expected, done.stdout.decode(), re.S):
+                wrong.append(f"curl {words:.90}: {done.stdout[-200:]!r}, not {expected}")
+        for name, data in ("half", page), ("got", page), ("mega.got", bytes(MEGA)):
+            with open(lab.path(name), "rb") as file:
+                if file.read() != data:
+                    wrong.append(f"{name} is not what it should be")
+        row = [int(text) for text in host.history("row")]
+        if row[:300] != list(range(1, 301)) or sorted(row[300:]) != row[:300]:
+            wrong.append(f"not each of the row once: {row}")
+        check(not wrong, "; ".join(wrong))
+        equal(host.history(), ["hello", "message=a+b%20c", "two\nlines \"q\"\t\\",
+                               "grüße & 100% + <b> ☃", "a b+c"], "what was sent")
+        return f"{len(CURL)} requests"
 
 
-async def take(client, count):
-    """The next messages of a client."""
-    async def read():
-        while len(got) < count:
-            got.append(await client.recv())
-        return got
-    got = []
-    try:
-        return await asyncio.wait_for(read(), SECONDS)
-    except asyncio.TimeoutError:
-        raise AssertionError(f"only {len(got)} of {count} messages within "
-                             f"{SECONDS} s") from None
-    except websockets.ConnectionClosed as end:
-        raise AssertionError(f"closed after {len(got)} of {count} messages: "
-                             f"{end}") from None
+# --- Python's websockets -------------------------------------------------------------------------
 
+async def talk(one, two, secure=None):
+    """Conversations of a client at the URL `one` with others at `two`."""
+    import websockets
 
-async def next_of(client):
-    return (await take(client, 1))[0]
+    async def client(url, path="/", **options):
+        return await websockets.connect(url + path, ssl=secure, max_size=None, **options)
 
-
-async def closed_with(client):
-    await within("close", client.wait_closed())
-    return client.close_code
-
-
-def free_bus():
-    """The default group, at a port that nobody uses."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return f"239.255.80.80:{s.getsockname()[1]}"
-
-
-class Pair:
-    """Two instances that have found each other on a bus of their own."""
-
-    def __init__(self, *options):
-        self.bus = free_bus()
-        self.options = options
-
-    def instance(self):
-        return Instance(*self.options, bus=self.bus)
-
-    async def __aenter__(self):
-        self.stack = contextlib.AsyncExitStack()
-        try:
-            pair = [await self.stack.enter_async_context(self.instance())
-                    for _ in range(2)]
-            for instance in pair:
-                await instance.line("peer [0-9a-f]{16} joined")
-        except AssertionError:
-            await self.stack.__aexit__(*sys.exc_info())
-            raise
-        return pair
-
-    async def __aexit__(self, *error):
-        await self.stack.__aexit__(*error)
-
-
-async def text_and_binary():
-    async with Instance() as s:
-        a, b = await s.connect(), await s.connect()
-        for message in ("hello", "", "grüße ☃ 😀\0", b"", b"\x00\xff",
-                        "x" * 125, "x" * 126, b"y" * 65535, "é" * 32768):
-            await a.send(message)
-            equal(await next_of(a), message, "echo")
-            equal(await next_of(b), message, "to the other")
-
-
-async def fragments():
-    async with Instance() as s:
-        a, b = await s.connect(), await s.connect()
-        await a.send(["one ", "", "twö ", "three"])
-        equal(await next_of(b), "one twö three")
-
-        async def pieces():
-            for number in range(100):
-                if number % 10 == 5:
-                    await within("pong", await a.ping())
-                yield bytes([number])
-        await a.send(pieces())
-        equal(await next_of(b), bytes(range(100)))
-
-
-async def pings():
-    async with Instance() as s:
-        a = await s.connect()
-        for data in (b"", b"abcd", bytes(125)):
-            await within("pong", await a.ping(data))
-        await a.pong(b"nobody asked")
-        await a.send("still here")
-        equal(await next_of(a), "still here")
-
-
-async def close_codes():
-    async with Instance() as s:
-        for code in (1000, 1001, 3000, 4999):
-            a = await s.connect()
-            await a.close(code, "bye")
-            equal(a.close_code, code)
-        a = await s.connect()
-        await a.send("x" * 65537)
-        equal(await closed_with(a), 1009, "too big")
-        a = await s.connect()
-        await a.write_frame(True, 1, b"\xc3(")
-        equal(await closed_with(a), 1007, "not UTF-8")
-        a = await s.connect()
-        a.transport.write(bytes.fromhex("838000000000"))
-        equal(await closed_with(a), 1002, "an unknown opcode")
-
-
-async def ends_with_1001():
-    async with Instance() as s:
-        clients = [await s.connect(f"/?channel={i % 2}") for i in range(10)]
-        await s.stop()
-        for client in clients:
-            equal(await closed_with(client), 1001)
-
-
-async def no_compression():
-    async with Instance() as s:
-        a = await s.connect(compression="deflate")
-        equal(a.extensions, [])
-        await a.send("a" * 5000)
-        equal(await next_of(a), "a" * 5000)
-
-
-async def refusals():
-    async with Instance() as s:
-        for status, rest, origin in (
-                (403, "/", "http://evil.example"), (403, "/", "null"),
-                (400, "/?channel=" + "x" * 65, None),
-                (400, "/?channel=%c3", None)):
-            try:
-                await s.connect(rest, origin=origin)
-            except websockets.InvalidStatusCode as refusal:
-                equal(refusal.status_code, status, rest)
-            else:
-                raise AssertionError(f"{rest} of {origin} was let in")
-        a = await s.connect(origin=f"http://127.0.0.1:{s.port}")
-        await a.send("own origin")
-        equal(await next_of(a), "own origin")
-
-
-async def history():
-    async with Instance() as s:
-        a = await s.connect("/?channel=h&history=5")
-        equal(await next_of(a), '{"history":0}')
-        sent = [f"m{i}" if i % 3 else bytes([i]) for i in range(1, 31)]
-        for message in sent:
-            await a.send(message)
-        equal(await take(a, 30), sent)
-        b = await s.connect("/?history=7&channel=h")
-        equal(await take(b, 8), ['{"history":7}'] + sent[-7:])
-        await a.send("live")
-        equal(await next_of(b), "live")
-        status, body = await s.get("/messages?channel=h")
-        equal(status, 200)
-        equal(len(json.loads(body)), 31)
-
-
-async def channels():
-    async with Instance() as s:
-        name = urllib.parse.quote("grüße & 😀")
-        a, b, c = (await s.connect(), await s.connect(f"/?channel={name}"),
-                   await s.connect(f"/deep/path?a=b&channel={name}"))
-        await b.send("to b and c")
-        equal(await next_of(c), "to b and c")
-        equal(await next_of(b), "to b and c")
-        await a.send("to a")
-        equal(await next_of(a), "to a")
-        await c.send("again")
-        equal(await next_of(b), "again")
-
-
-def check_order(messages, senders):
-    """Each sender's own numbers must count up from 0."""
-    numbers = dict.fromkeys(senders, 0)
-    for message in messages:
-        sender, number = message.split(":")
-        equal(int(number), numbers[sender], f"from {sender}")
-        numbers[sender] += 1
-
-
-async def many(instances, clients, count):
-    """All clients of all instances send, each must get all, in order."""
-    sockets = {f"{i}": await instances[i % len(instances)].connect()
-               for i in range(clients)}
-
-    async def send(name, client):
-        for number in range(count):
-            await client.send(f"{name}:{number}")
-
-    async def receive(client):
-        check_order(await take(client, clients * count), sockets)
-    await asyncio.gather(*(send(*item) for item in sockets.items()),
-                         *(receive(client) for client in sockets.values()))
-
-
-async def twenty_clients():
-    async with Instance() as s:
-        await many([s], 20, 200)
-
-
-async def one_megabyte():
-    async with Instance("-m", "16M") as s:
-        a, b = await s.connect(), await s.connect()
-        data = os.urandom(1 << 20)
+    async def heard(expected, *clients):
+        for c in clients:
+            equal(await c.recv(), expected, "received")
+    a, b = await client(one), await client(two)
+    for data in ("hello", "", "grüße ☃ 😀\0", b"", b"\0\xff", "x" * 125, "x" * 126, b"y" * 64000,
+                 "é" * 32000, "<b>"):
         await a.send(data)
-        equal(hashlib.sha1(await next_of(b)).digest(),
-              hashlib.sha1(data).digest())
+        await heard(data, a, b)
+    await a.send(["one ", "", "twö ", "three"])
+    await heard("one twö three", a, b)
+    for data in b"", b"abcd", bytes(125):
+        await (await a.ping(data))
+    await a.pong(b"nobody asked")
+    for sends, code in ((lambda c: c.close(4999, "bye"), 4999),
+                        (lambda c: c.send("x" * 64001), 1009),
+                        (lambda c: c.send(["x" * 40000] * 2), 1009),
+                        (lambda c: c.write_frame(True, 1, b"\xc3("), 1007)):
+        c = await client(one)
+        await sends(c)
+        await c.wait_closed()
+        equal(c.close_code, code, "close code")
+    c = await client(one, "/any?channel=gr%C3%BC%C3%9Fe+%26&history=5", compression="deflate",
+                     subprotocols=["chat", "superchat"])
+    equal((c.extensions, c.subprotocol), ([], None), "agreed on")
+    await heard('{"history":0}', c)
+    d = await client(two, "/?channel=gr%C3%BC%C3%9Fe%20%26")
+    sent = [f"m{i}" if i % 3 else bytes([i]) for i in range(20)]
+    for data in sent:
+        await d.send(data)
+        await heard(data, c, d)
+    e = await client(one, "/?history=7&channel=gr%c3%bc%c3%9fe%20%26")
+    for data in ['{"history":7}', *sent[-7:]]:
+        await heard(data, e)
+    await c.send("live")
+    await heard("live", c, d, e)
+    try:
+        await client(one, extra_headers={"Origin": "http://evil.example"})
+        raise Failure("a foreign origin was let in")
+    except websockets.InvalidStatusCode as refusal:
+        equal(refusal.status_code, 403, "a foreign origin")
+    await a.send("the end")
+    await heard("the end", a, b)                        # and nothing else
+    for c in a, b, c, d, e:
+        await c.close()
 
 
-async def bus_both_ways():
-    async with Pair() as (one, two):
-        a, b, c = (await one.connect(), await two.connect(),
-                   await two.connect())
-        for message in ("hello", "", "grüße ☃ 😀\0", b"", bytes(range(256)),
-                        os.urandom(65536), "x" * 65536):
-            for sender in (a, b):
-                await sender.send(message)
-                for client in (a, b, c):
-                    equal(await next_of(client), message)
+def websockets(one, two, secure=None):
+    try:
+        import websockets
+    except ImportError:
+        raise Skip("python3-websockets is not installed") from None
+    asyncio.run(asyncio.wait_for(talk(one, two, secure), 20 * SLOWER))
 
 
-async def bus_channels():
-    async with Pair() as (one, two):
-        name = urllib.parse.quote("é" * 32)
-        a, b = (await one.connect(f"/?channel={name}"),
-                await two.connect(f"/?channel={name}"))
-        other = await two.connect()
-        await a.send("named")
-        equal(await next_of(b), "named")
-        equal(await one.get("/send?message=plain"), (200, "message sent"))
-        equal(await next_of(other), "plain")
-        equal(json.loads((await two.get(f"/messages?channel={name}"))[1]),
-              ["named"])
+def node(kind, one, two, **environment):
+    """clients.js, whose own lines tell."""
+    if not shutil.which("node") or not os.path.isdir(ROOT + "/test/node_modules/ws"):
+        raise Skip("needs node and its packages ('npm ci' in test/)")
+    done = subprocess.run(("node", ROOT + "/test/clients.js", kind, one, two),
+                          env={**os.environ, **environment, "SLOWER": str(SLOWER)})
+    equal(done.returncode, 0, "status of clients.js")
 
 
-async def bus_order():
-    async with Pair() as pair:
-        await many(pair, 10, 500)
+def on(count, function, *words):
+    """A case that runs the function with the URLs of one instance (twice the same) or of two."""
+    def case():
+        scheme = "http" if words else "ws"
+        with instances(count) as lab:
+            function(*words, *(f"{scheme}://localhost:{host.port}" for host in (lab.hosts * 2)[:2]))
+    case.__name__ = f"case_{function.__name__}_{count}"
+    case.__doc__ = ("one instance", "two instances")[count - 1]
+    return case
 
 
-async def bus_flood():
-    """More than any window holds, both ways at once, each client as fast as
-    its own messages come back: nobody is cut off for that."""
-    async with Pair() as (one, two):
-        clients = {"a": await one.connect(), "b": await two.connect()}
-        under_way = {name: asyncio.Semaphore(5) for name in clients}
-        count, fill = 400, "." * 20000
-
-        async def send(name):
-            for number in range(count):
-                await within("an echo", under_way[name].acquire())
-                await clients[name].send(f"{name}:{number}:{fill}")
-
-        async def receive(name):
-            got = []
-            while len(got) < 2 * count:
-                message, tail = (await next_of(clients[name])).rsplit(":", 1)
-                equal(tail, fill)
-                got.append(message)
-                if message[0] == name:
-                    under_way[name].release()
-            check_order(got, clients)
-        await asyncio.gather(*map(send, clients), *map(receive, clients))
-
-
-async def bus_late_joiner():
-    pair = Pair()
-    async with pair as (one, two):
-        a, b = await one.connect(), await two.connect()
-        talk = []
-        for number in range(20):  # to and fro
-            sender = (a, b)[number % 2]
-            talk.append(f"{number}" if number % 5 else bytes([number]))
-            await sender.send(talk[-1])
-            for client in (a, b):
-                equal(await next_of(client), talk[-1])
-        async with pair.instance() as three:
-            late = None
-
-            async def arrives():
-                while True:
-                    late = await three.connect("/?history=100")
-                    count = json.loads(await late.recv())["history"]
-                    got = [await late.recv() for _ in range(count)]
-                    if count == len(talk):
-                        return late, got
-                    await late.close()
-                    await asyncio.sleep(0.02)
-            late, got = await within("the history of the others", arrives())
-            equal(got, talk, "in the order in which it was posted")
-            await late.send("from three")
-            for client in (a, b, late):
-                equal(await next_of(client), "from three")
-
-
-CASES = {
-    "text and binary": text_and_binary,
-    "fragments": fragments,
-    "pings": pings,
-    "close codes": close_codes,
-    "1001 to all when the server ends": ends_with_1001,
-    "no compression": no_compression,
-    "refusals": refusals,
-    "history": history,
-    "channels": channels,
-    "20 clients send 200 messages each, all in order": twenty_clients,
-    "1 MB": one_megabyte,
-    "bus: both ways": bus_both_ways,
-    "bus: channels": bus_channels,
-    "bus: 10 clients on two instances, all in order": bus_order,
-    "bus: 8 MB each way at once": bus_flood,
-    "bus: a late joiner has the history": bus_late_joiner,
-}
-
-
-def main():
-    failed = 0
-    for name, case in CASES.items():
-        try:
-            asyncio.run(case())
-            print(f"ok - websockets: {name}", flush=True)
-        except Exception as error:  # any error is this case's failure
-            failed = 1
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            lines = [frame.lineno for frame in
-                     traceback.extract_tb(error.__traceback__)
-                     if frame.filename == __file__][1:]
-            print(f"FAILED - websockets: {name}: {why:.300} (lines {lines})",
-                  flush=True)
-    sys.exit(failed)
-
-
-main()
+if __name__ == "__main__":
+    main("clients", (on(1, node, "one instance"), on(2, node, "two instances"), case_curl,
+                     on(1, websockets), on(2, websockets)))
