@@ -385,10 +385,11 @@ static size_t frame_header(uint8_t *out, int opcode, size_t size) {
     return 2 + longer_size[length];
 }
 
-/* Reads a server's frame, as it stands in a log; returns its whole size. */
+/* Reads a server's frame, as it stands in a log; returns its whole size (which
+ * anything may be, if another instance sends nonsense). */
 static size_t frame_read(const uint8_t *at, struct message *m) {
-    size_t longer = longer_size[at[1]];
-    size_t size = longer ? get_number(at + 2, longer) : at[1];
+    int length = at[1] & 127, longer = longer_size[length];
+    size_t size = longer ? get_number(at + 2, longer) : (size_t)length;
     *m = (struct message){at[0] & 15, (const char *)at + 2 + longer, size};
     return 2 + longer + size;
 }
@@ -538,7 +539,8 @@ struct kept {
  * progress    ... got on with our stream, or had all of it, ...
  * taken       ... and when we got on with its stream, or had all of it
  * settled     it is alive, and no newcomer any more
- * stuck       it makes no progress: nobody waits for it until it has everything
+ * stuck       it is new, or dead, or makes no progress: nobody waits for
+ *             it, until it has everything
  * in          messages that wait for room, or the first pieces of one
  */
 struct peer {
@@ -883,8 +885,8 @@ static void channel_append(struct channel *ch, struct message m) {
  *   it keeps, in that order. So the newcomer delivers in the same order, and
  *   has a history that somebody really saw, words of the dead included.
  * - A message is taken from a client only if all live peers have our stream but
- *   for the last WINDOW datagrams. A peer that makes no progress for ALIVE_TIME
- *   is not waited for, until it has everything.
+ *   for the last WINDOW datagrams. Nobody waits for a peer that is new, or that
+ *   makes no progress for ALIVE_TIME, until it has everything.
  *
  * An HMAC guards each datagram, if there is a secret. A recording is no danger:
  * DATA is taken once, by number, and a STATUS only if its number is higher than
@@ -922,7 +924,7 @@ static struct peer *peer_get(uint64_t id, bool make) {
     if (p < peers_end) place = p;
     if (!make || !place) return NULL;
     buffer_clear(&place->in);
-    *place = (struct peer){.id = id, .progress = s.now};
+    *place = (struct peer){.id = id, .stuck = true};
     place->heard = s.now - ALIVE_TIME; /* it is not alive because of that */
     return place;
 }
@@ -995,8 +997,7 @@ static void bus_post(const char *name, struct message m) {
  * datagrams? */
 static bool bus_room(uint64_t window) {
     for (struct peer *p = self + 1; p < peers_end; p++)
-        if (p->settled && !p->stuck && p->acked + window < self->next)
-            return false;
+        if (p->id && !p->stuck && p->acked + window < self->next) return false;
     return true;
 }
 
@@ -1110,12 +1111,12 @@ static void bus_repair(const struct entry *e, const struct entry *end) {
     }
 }
 
-/* The eldest sends a newcomer the next part of all that is in the ring, the
- * oldest first; it has what `known` says. */
+/* The eldest that has said something just now sends a newcomer the next part of
+ * all that is in the ring, the oldest first; it has what `known` says. */
 static void bus_send_history(const struct entry *known,
                              const struct entry *end) {
     for (struct peer *p = self + 1; p < peers_end; p++)
-        if (p->settled && p->id < self->id) return;
+        if (p->settled && p->id < self->id && s.now - p->heard < 1500) return;
     for (int i = 0, count = 0; i < KEPT && count < WINDOW; i++) {
         struct kept *k = &s.bus.kept[(s.bus.kept_end + i) % KEPT];
         const struct entry *e = known;
@@ -1191,10 +1192,11 @@ static bool peer_tick(struct peer *p) {
     p->settled &= alive;
     if (!missing || !same) p->taken = s.now;
     if (s.now - p->taken >= GIVE_UP) peer_skip(p, peer_gap(p));
-    if (!alive || p->acked >= self->next) {
+    if (p->acked >= self->next) {
         p->progress = s.now;
         p->stuck = false;
     }
+    p->stuck |= !alive;
     if (!p->stuck && s.now - p->progress >= ALIVE_TIME) {
         warnx("peer %016" PRIx64 " makes no progress", p->id);
         p->stuck = true;
