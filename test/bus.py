@@ -237,7 +237,7 @@ def case_history():
         c.start()                                       # its own words are those of the dead now
         Client(c, "/?history=1000").hears('{"history":%d}' % len(said[""]), *said[""])
         took = [caught_up(c, said)]
-        a.stop()                                        # the eldest; so another one tells it
+        a.stop(signal.SIGKILL)                          # the eldest; so another one tells it
         a.start()
         took.append(caught_up(a, said))
         b.stop()
