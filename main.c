@@ -464,7 +464,7 @@ struct client {
 /* A channel without a ring was never used, and so are all behind it.
  *
  * count       of the messages in the log
- * low         no client's cursor is before this
+ * low         no client's cursor is before this; exact after each flush
  * cut_at      0, or when slow readers are cut off, as the log is full
  * dirty       the log has something new
  * used        when it was last asked for
@@ -592,7 +592,7 @@ struct bus {
  * settled     the history is here: clients are let in
  * accept_due  somebody waits to be let in
  * waiting     some client waits for room; turn: the one that tries first
- * dirty       some channel is
+ * dirty       some channel is: so the next round comes at once
  * stop_at     0, or when we end at the latest
  * clients     by descriptor; none is at clients_end or behind it
  * held        bytes of input and answers, of all clients
@@ -1600,7 +1600,7 @@ static bool origin_allowed(struct request *r, const char *origin) {
 
 /* Queues an answer, the client's last but for 101, and logs it as
  *     127.0.0.1 "GET / HTTP/1.1" 200 15053
- * Where `body` is NULL, what is to be sent of the client's file follows. */
+ * `body` is a string; NULL: what is to be sent of the client's file follows. */
 static void respond(struct request *r, const char *status, const char *body) {
     struct client *c = r->client;
     struct buffer *out = &c->out, line = {0};

@@ -1,411 +1,260 @@
 #!/usr/bin/python3
-"""Tests the solutions of the README's exercises: applies each to a copy of main.c, builds and tries it.
+"""The solutions of the README's exercises: proves that each patch in test/exercises applies to
+main.c, changes at most 30 lines and only the chapters that the README names, builds without a
+warning, and does what the exercise asks for.
 
-    test/exercises.py [NAME...] all, or those named (-l lists them)
-    test/exercises.py --renew   writes the patches anew, as they apply to main.c now
+    test/exercises.py [-l] [CASE...]    all, or those named (-l lists them)
+    test/exercises.py --renew           writes the patches anew, as they apply to main.c now
 
-A patch may find its place a little off, for main.c moves on; one that finds none is a failure. So is one
-with more than 30 changed lines, and one that changes other chapters of main.c than the README says.
+A patch may find its place a little off, for main.c moves on; one that finds none is a failure.
 """
-import contextlib, difflib, glob, http.client, json, os, re, select, shutil, signal, socket, subprocess, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
-
+import sys
 sys.dont_write_bytecode = True
-from bus import Failure, check, frame, now
+import contextlib, difflib, json, os, re, shutil, signal, subprocess, tempfile
+from pathlib import Path
+from harness import ROOT, SLOWER, Client, Host, Lab, check, equal, main, now, own_group
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PATCHES = sorted(glob.glob(f"{ROOT}/test/exercises/*.patch"))
-LINES_MAX = 30
-PATIENCE = 20                                           # seconds, for whatever should come at once
+FORGET = 7 * SLOWER                                     # seconds, in place of an hour
+BULK = [f"{i} ".ljust(32768, ".") for i in range(48)]   # more than the kernel holds for a client
+Host.options = "-p", "0"                                # with a request log
 
+@contextlib.contextmanager
+def instance(*options, expect=""):
+    """One that is alone."""
+    with Lab(1, network=False, expect=expect) as lab:
+        yield lab.hosts[0].start("-b", "none", *options)
 
-def until(what, condition):
-    """Waits until it is true."""
-    end = now() + PATIENCE
-    while not condition():
-        check(now() < end, f"{what}: not within {PATIENCE} s")
-        time.sleep(0.02)
+def pause(host):
+    """It stands still, so that all that comes until a SIGCONT is there in one round."""
+    host.send_signal(signal.SIGSTOP)
+    os.waitpid(host.chat.process.pid, os.WUNTRACED)
 
+# --- what each exercise promises -----------------------------------------------------------------
 
-# --- the program under test and its clients ----------------------------------------------------------
+def log_channel():
+    """each line of the request log ends with the channel, and nobody forges one"""
+    with instance() as host:
+        for name in ("earth", "a%22%0Ab", ""):
+            host.get(f"/messages?channel={name}")
+        host.lab.pump(lambda: host.chat.printed().count("\n") >= 3, 5, "not all lines")
+        ends = [line.rpartition(" ")[2] for line in host.chat.printed().splitlines()]
+        equal(ends, ['"earth"', r'"a\x22\x0ab"', '""'], "the lines' ends")
 
-class Server:
-
-    def __init__(self, chat, *options, bus="none", expected=""):
-        self.expected = rf"chat: listening on .*|{expected}"
-        self.output = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([chat, "-a", "127.0.0.1", "-p", "0", "-b", bus, *options], text=True,
-                                        stdout=self.output, stderr=subprocess.PIPE, bufsize=1)
-        self.clients, self.said = [], ""
-        end = now() + PATIENCE
-        while "listening on" not in self.said:
-            ready = select.select([self.process.stderr], [], [], max(0, end - now()))[0]
-            line = self.process.stderr.readline() if ready else ""
-            if not line:
-                self.process.kill()
-            check(line, f"it does not start: {self.said!r}, status {self.process.wait() if not line else 0}")
-            self.said += line
-        self.port = int(re.search(r"listening on http://127\.0\.0\.1:(\d+)/", self.said)[1])
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        for client in self.clients:
-            client.socket.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.said += self.process.communicate(timeout=PATIENCE)[1]
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-        if kind is None:
-            check(self.process.returncode == 0, f"status {self.process.returncode}, {self.said!r}")
-            for line in self.said.splitlines():
-                check(re.fullmatch(self.expected, line), f"it said {line!r}")
-        self.output.seek(0)
-        self.log = self.output.read()
-        self.output.close()
-
-    def get(self, path):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read().decode()
-        connection.close()
-        check(answer.status == 200, f"{path}: {answer.status} {body!r}")
-        return body
-
-    def messages(self, channel=""):
-        return json.loads(self.get(f"/messages?channel={channel}"))
-
-    @contextlib.contextmanager
-    def paused(self):
-        self.process.send_signal(signal.SIGSTOP)
-        os.waitpid(self.process.pid, os.WUNTRACED)
-        try:
-            yield
-        finally:
-            self.process.send_signal(signal.SIGCONT)
-
-    def ask(self, query=""):
-        """A client that has asked to join, and has no answer yet."""
-        self.clients.append(Client(self.port, query))
-        return self.clients[-1]
-
-    def join(self, query=""):
-        return self.ask(query).joined()
-
-
-class Client:
-    """Reads only when it is told to."""
-
-    def __init__(self, port, query):
-        self.socket, self.rest = socket.socket(), b""
-        self.socket.settimeout(PATIENCE)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        self.socket.connect(("127.0.0.1", port))
-        self.socket.sendall(f"GET /?{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
-
-    def joined(self):
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += self.take(1)
-        check(head.startswith(b"HTTP/1.1 101 "), f"no WebSocket: {head!r}")
-        return self
-
-    def take(self, size):
-        while len(self.rest) < size:
-            try:
-                piece = self.socket.recv(1 << 16)
-            except socket.timeout:
-                raise Failure(f"nothing came within {PATIENCE} s") from None
-            check(piece, "the server has closed the connection")
-            self.rest += piece
-        taken, self.rest = self.rest[:size], self.rest[size:]
-        return taken
-
-    def say(self, *messages):
-        self.socket.sendall(b"".join(frame(message.encode()) for message in messages))
-
-    def hear(self):
-        """The next message."""
-        start, size = self.take(2)
-        if size > 125:
-            size = int.from_bytes(self.take(2 if size == 126 else 8), "big")
-        payload = self.take(size)
-        check(start == 0x81, f"not a text message: {start:#x} {payload!r}")
-        return payload.decode()
-
-    def hears(self, *messages):
-        for message in messages:
-            heard = self.hear()
-            check(heard == message, f"heard {heard[:80]!r} instead of {message[:80]!r}")
-
-
-def refuses(chat, *options):
-    done = subprocess.run([chat, "-p", "0", "-b", "none", *options], capture_output=True, timeout=PATIENCE)
-    check(done.returncode == 2 and done.stderr.count(b"\n") == 1, f"{options}: {done}")
-
-
-BULK = [f"{i} ".ljust(32768, ".") for i in range(64)]   # more than the kernel holds for one who does not read
-
-
-def say_bulk(talker):
-    for message in BULK:
-        talker.say(message)
-        talker.hears(message)
-
-
-# --- what each exercise promises ---------------------------------------------------------------------
-
-def log_channel(chat):
-    with Server(chat) as server:
-        server.get("/messages?channel=earth")
-        server.get("/messages?channel=a%22%0Ab")
-        server.get("/messages")
-    ends = [line.rpartition(" ")[2] for line in server.log.splitlines()]
-    check(ends == ['"earth"', r'"a\x22\x0ab"', '""'], f"the log: {server.log!r}")
-
-
-def uptime(chat):
+def uptime():
+    """/uptime tells for how many seconds it has been running"""
     begun = now()
-    with Server(chat) as server:
-        first = int(server.get("/uptime"))
-        until("it grows", lambda: int(server.get("/uptime")) > first)
-        last = int(server.get("/uptime"))
-        check(0 <= first < last <= now() - begun, f"{first}, then {last}, after {now() - begun:.1f} s")
+    with instance() as host:
+        check(0 <= int(host.get("/uptime")) <= now() - begun, "it begins too high")
+        host.lab.pump(lambda: int(host.get("/uptime")) >= 1, 5, "it does not grow", 0.05)
+        check(now() - begun >= 1, "it is too fast")
 
-
-def greeting(chat):
+def greeting():
+    """each client that joins, and only it, is greeted"""
     text = 'Grüß "dich"'
-    with Server(chat, "--greeting", text) as server:
-        one, two = server.join(), server.join("history=5")
-        one.hears(text)
-        two.hears('{"history":0}', text)
-        one.say("hi")
-        one.hears("hi")                                 # and not what greeted the other
-        two.hears("hi")
-        server.join("history=5").hears('{"history":1}', text, "hi")
-        check(server.messages() == ["hi"], "the greeting is in the history")
-    refuses(chat, "--greeting", b"\xFF")
+    with instance("--greeting", text) as host:
+        one, two = Client(host), Client(host, "/?history=5")
+        one.send("hi")
+        one.hears(text, "hi")                           # and not what greeted the other
+        two.hears('{"history":0}', text, "hi")
+        Client(host, "/?history=5").hears('{"history":1}', text, "hi")
+    with instance() as host:                            # without the option nobody is
+        three = Client(host)
+        three.send("hi")
+        three.hears("hi")
+        check("UTF-8" in host.lab.add_host().refuses("-g", b"\xFF", status=2), "not refused")
 
+def channels():
+    """/channels tells how many clients each channel has"""
+    def count():
+        return json.loads(host.get("/channels"))
+    with instance() as host:
+        equal(count(), {"": 0}, "at first")
+        clients = [Client(host, f"/?channel={name}") for name in ("earth", "earth", "%22%0A")]
+        equal(count(), {"": 0, "earth": 2, '"\n': 1}, "clients")
+        clients[2].end()
+        host.lab.pump(lambda: count() == {"": 0, "earth": 2, '"\n': 0}, 5, "who left is counted")
 
-def channels(chat):
-    with Server(chat) as server:
-        check(server.get("/channels") == "{}", "not empty")
-        server.join("channel=earth")
-        server.join("channel=earth")
-        odd = server.join("channel=%22%0A")
-        count = json.loads(server.get("/channels"))
-        check(count == {"earth": 2, '"\n': 1}, f"{count}")
-        odd.socket.close()
-        until("who leaves is not counted", lambda: json.loads(server.get("/channels")) == {"earth": 2, '"\n': 0})
-
-
-def lag(chat):
-    def measured():
-        return int(re.search(r"^chat_lag_bytes (\d+)$", server.get("/metrics"), re.M)[1])
-    with Server(chat, "--metrics", "-H", "8M") as server:
-        deaf, talker = server.join(), server.join()
-        check(measured() == 0, "not 0 at first")
-        say_bulk(talker)
-        before = measured()
-        check(1 << 16 < before < sum(map(len, BULK)) + (1 << 16), f"{before} bytes for one who does not read")
+def lag():
+    """stderr tells how many bytes the slowest client is behind"""
+    with instance(expect=r"|chat: the slowest client is \d+ bytes behind") as host:
+        deaf, talker = Client(host), Client(host)
+        host.says("is 0 bytes")
+        deaf.listen(False)
+        for message in BULK:
+            talker.send(message)
+            talker.hears(message)
+        lines = host.says(r"is (\d{5,}) bytes (?s:.*) is (\d{5,}) bytes")
+        check(1 << 16 < int(lines[2]) < sum(map(len, BULK)) + 1000, f"{lines[2]} bytes")
+        deaf.listen()
         deaf.hears(*BULK)
-        until("0 when all is read", lambda: measured() == 0)
+        host.says(r"\d{5,} bytes (?s:.*) is 0 bytes")
 
-
-def notices(chat):
-    with Server(chat) as server:
-        one = server.join("channel=earth")
-        one.hears('{"clients":1}')
-        two = server.join("channel=earth")
+def notices():
+    """who is in a channel is told how many they are, once for all that come at once"""
+    with instance() as host:
+        one, two = Client(host, "/?channel=earth"), Client(host, "/?channel=earth")
+        one.hears('{"clients":1}', '{"clients":2}')
         two.hears('{"clients":2}')
-        server.join().hears('{"clients":1}')            # elsewhere
-        two.socket.close()
-        one.hears('{"clients":2}', '{"clients":1}')
-        with server.paused():                           # so that all come in one round
-            crowd = [server.ask("channel=earth") for _ in range(9)]
-        one.hears('{"clients":10}')
-        for client in crowd:
-            client.joined().hears('{"clients":10}')
+        other = Client(host)
+        other.hears('{"clients":1}')                    # it is in another channel
+        other.end()
+        Client(host).hears('{"clients":1}')             # as many as before, but it is told
+        two.end()
+        one.hears('{"clients":1}')
+        pause(host)
+        crowd = [Client(host, "/?channel=earth", wait=False) for _ in range(9)]
+        host.send_signal(signal.SIGCONT)
+        for client in (one, *crowd):
+            client.hears('{"clients":10}')
 
-
-def rate(chat):
+def rate():
+    """10 messages a second; who says more is slowed down, and others are not"""
     fast = [f"fast {i}" for i in range(25)]
-    with Server(chat) as server:
-        one, two = server.join(), server.join()
+    with instance() as host:
+        one, two = Client(host), Client(host)
         begun = now()
-        one.say(*fast)
+        for message in fast:
+            one.send(message)
         two.hears(*fast[:10])
-        two.say("slow")
+        two.send("slow")
         rest = [two.hear() for _ in range(16)]
-        took = now() - begun
-        check([text for text in rest if text != "slow"] == fast[10:], f"not all in order: {rest}")
+        check(now() - begun > 1.9, f"25 messages in {now() - begun:.1f} s")
+        equal([text for text in rest if text != "slow"], fast[10:], "all in order")
         check(rest[-1] != "slow", "another client had to wait, too")
-        check(took > 1.9, f"25 messages in {took:.1f} s")
 
-
-def echo(chat):
-    with Server(chat) as server:
-        one, two = server.join(), server.join("echo=0")
-        two.say("a", "b", "c")
-        one.hears("a", "b", "c")
-        one.say("d")
+def echo():
+    """with ?echo=0, a client is spared its own messages, and nobody anything else"""
+    with instance() as host:
+        one, two = Client(host), Client(host, "/?echo=0")
+        two.send("a")
+        one.hears("a")
+        pause(host)                                     # so that both come in one round
+        one.send("b")
+        two.send("c")
+        host.send_signal(signal.SIGCONT)
+        equal({one.hear(), one.hear()}, {"b", "c"}, "in any order")
+        one.send("d")
+        two.hears("b", "d")
         one.hears("d")
-        two.hears("d")
-        two.say("e")
-        one.hears("e")
-        one.say("f")
-        one.hears("f")
-        two.hears("f")
-        with server.paused():                           # so that both come in one round
-            one.say("g")
-            two.say("h")
-        one.hears("g", "h")
-        one.say("i")
-        two.hears("g", "i")
-        check(server.messages() == list("abcdefghi"), "the history is not whole")
+        two.listen(False)
+        for i, message in enumerate(BULK):         # it falls behind, and says something
+            one.send(message)
+            if i == 20:
+                two.send("meanwhile")
+        host.lab.wait(0.2)
+        two.listen()
+        two.hears(*BULK)
+        check("meanwhile" in [one.hear() for _ in range(len(BULK) + 1)], "nobody has heard it")
 
+def forget():
+    """old messages are forgotten, and no newcomer brings them back"""
+    group = own_group()
 
-def forget(chat):
-    with Server(chat, "--forget", "1", "-H", "8M") as server:
-        deaf, talker, other = server.join(), server.join(), server.join("channel=other")
-        say_bulk(talker)
-        other.say("short-lived")
-        other.hears("short-lived")
-        until("it forgets", lambda: server.messages("other") == [])
-        check(len(server.messages()) > 1, "it forgets what is still to be sent")
-        deaf.hears(*BULK)
-        until("it forgets what was read late", lambda: server.messages() == [])
-        talker.say("new")
-        deaf.hears("new")
-    refuses(chat, "--forget", "0")
+    def begin():
+        host = lab.add_host().start("-b", group)
+        lab.meet([host for host in lab.hosts if host.chat.process.poll() is None])
+        return host
+    with Lab(0, network=False) as lab:
+        one, said = begin(), now()
+        one.get("/send?message=old")
+        lab.pump(lambda: now() > said + FORGET * 0.75, FORGET)
+        two = begin()
+        two.get("/send?message=new")
+        equal(two.history(), ["old", "new"], "a newcomer's history")
+        lab.pump(lambda: one.history() == ["new"] == two.history(), FORGET, "not forgotten", 0.05)
+        check(FORGET < now() - said < FORGET * 1.65, f"forgotten after {now() - said:.1f} s")
+        three = begin()                                 # the others have both in their rings
+        equal(three.history(), ["new"], "the history of another newcomer")
+        lab.pump(lambda: not (one.history() or two.history() or three.history()), FORGET,
+                 "not all is forgotten", 0.05)
+        one.stop(), two.stop()
+        four = begin()                                  # three is the eldest now
+        four.get("/send?message=end")
+        lab.pump(lambda: three.history() == ["end"], 5, "nothing is heard any more", 0.02)
+        Client(three, "/?history=9").hears('{"history":1}', "end")
 
+def unix_bus():
+    """instances on one machine meet by Unix-domain sockets"""
+    many = [f"{i} ".ljust(2000, ".") for i in range(200)]   # more than a socket's queue holds
+    with Lab(2, network=False) as lab:
+        bus = "-b", f"unix:exercise {os.getpid()}"
+        lab.start(*bus)
+        here, there = map(Client, lab.hosts)
+        for message in many:
+            there.send(message)
+        here.hears(*many)
+        lab.meet([*lab.hosts, three := lab.add_host().start(*bus)])
+        equal(three.history(), lab.hosts[0].history(), "a newcomer's history")
+        lab.hosts[1].stop()
+        lab.hosts[1].start(*bus)                        # the name is free once more
+        again = Client(lab.hosts[1])
+        here.send("once more")
+        again.hears("once more")
 
-def unix_bus(chat):
-    def start():
-        return Server(chat, bus=f"unix:exercise {os.getpid()}", expected=r"chat: peer [0-9a-f]{16} (joined|left)")
-    many = [f"{i} ".ljust(2000, ".") for i in range(100)]
-    with start() as one:
-        with start() as two:
-            here, there = one.join(), two.join()
-            here.say("from one")
-            there.hears("from one")
-            there.say("from two", *many)                # not more than the kernels' buffers hold
-            there.hears("from two", *many)
-            here.hears("from one", "from two", *many)
-            with start() as three:
-                check(three.messages()[-2:] == many[-2:], "a third one does not catch up")
-        with start() as again:                          # two's name is free once more
-            there = again.join()
-            here.say("once more")
-            there.hears("once more")
+# In the README's order; and the times that are made shorter for the test.
+EXERCISES = (log_channel, uptime, greeting, channels, lag, notices, rate, echo, forget, unix_bus)
+TIMES = {lag: {"LAG_TIME": "SECOND"}, forget: {"FORGET": f"{FORGET * 1000:.0f}L"}}
 
+# --- applying and building -----------------------------------------------------------------------
 
-WORKS = {"01-log-channel": log_channel, "02-uptime": uptime, "03-greeting": greeting, "04-channels": channels,
-         "05-lag": lag, "06-notices": notices, "07-rate": rate, "08-echo": echo, "09-forget": forget,
-         "10-unix-bus": unix_bus}
+def patch_of(tries):
+    name = tries.__name__.replace("_", "-")
+    return Path(ROOT, f"test/exercises/{EXERCISES.index(tries) + 1:02}-{name}.patch")
 
-
-# --- applying and building ---------------------------------------------------------------------------
-
-def apply(patch, folder):
-    """Copies main.c with the patch applied into the folder. Returns both texts, in lines."""
+def apply(tries, folder, context, fuzz=1):
+    """Copies main.c, with the patch applied, into the folder. Returns what it was, and the diff."""
     for file in ("main.c", "index.html", "Makefile"):
         shutil.copy(f"{ROOT}/{file}", folder)
-    done = subprocess.run(["patch", "--batch", "--fuzz=1", "--no-backup-if-mismatch", "main.c", patch], cwd=folder,
+    before = Path(folder, "main.c").read_text().splitlines(True)
+    command = "patch", "-p0", "--batch", f"--fuzz={fuzz}", "--no-backup-if-mismatch", "-i"
+    done = subprocess.run((*command, patch_of(tries)), cwd=folder, capture_output=True, text=True)
+    check(done.returncode == 0, f"{patch_of(tries).name} does not apply any more: {done.stdout}")
+    after = Path(folder, "main.c").read_text().splitlines(True)
+    return before, list(difflib.unified_diff(before, after, "main.c", "main.c", n=context))
+
+def examine(tries, before, difference):
+    """Looks at a patch; returns how many lines it changes."""
+    count = sum(line[0] in "+-" for line in difference[2:])
+    check(0 < count <= 30, f"it changes {count} lines, at most 30 are due")
+    check(all(len(line) <= 82 for line in difference), "a line has more than 80 columns")
+    touched = set()                                     # but for the #includes, before chapter 1
+    for place in re.findall(r"^@@ -(\d+)", "".join(difference), re.M):
+        text = "".join(before[:int(place)])
+        touched |= set(re.findall(r"^/\* ---- (\d+)\. ", text, re.M)[-1:])
+    exercises = Path(ROOT, "README.md").read_text().partition("## Exercises")[2]
+    told = re.search(rf"(?s)^{EXERCISES.index(tries) + 1}\. .*?\((\d[\d, ]*)\)$", exercises, re.M)
+    equal(touched, told and set(told[1].split(", ")), "the chapters, which the README tells")
+    return count
+
+def build(tries, folder):
+    """Builds it with the flags of the tests (those of make sanitize, say)."""
+    main_c = Path(folder, "main.c")
+    for name, time in TIMES.get(tries, {}).items():
+        main_c.write_text(re.sub(rf"(#define {name} +)\S+( \* SECOND\))?", rf"\g<1>{time}",
+                                 main_c.read_text()))
+    flags = f"{os.environ.get('CFLAGS', '-O1')} -Werror -DHISTORY=2097152"
+    done = subprocess.run(("make", "-s", "CHAT=./chat", f"CFLAGS={flags}"), cwd=folder,
                           capture_output=True, text=True)
-    check(done.returncode == 0, f"does not apply to main.c any more: {done.stdout}{done.stderr}")
-    with open(f"{ROOT}/main.c") as before, open(f"{folder}/main.c") as after:
-        return before.readlines(), after.readlines()
+    check(done.returncode == 0, f"it does not build: {done.stderr[:2000]}")
+    Host.program = f"{folder}/chat"
 
-
-def build(folder):
-    """With the flags of the tests (those of make sanitize, say). Returns the program."""
-    flags = [f"{name}={os.environ[name]}" for name in ("HARDEN", "TLS", "CC") if name in os.environ]
-    calm = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(["make", "-s", "CHAT=./chat", f"CFLAGS={os.environ.get('CFLAGS', '-O1')} -Werror", *flags],
-                          cwd=folder, env=calm, capture_output=True, text=True)
-    check(done.returncode == 0, f"does not build: {done.stderr[:2000]}")
-    return f"{folder}/chat"
-
-
-def difference(before, after, context):
-    return list(difflib.unified_diff(before, after, "a/main.c", "b/main.c", n=context))
-
-
-def chapters(before, after):
-    """The chapters of main.c that differ, but for the lines before the first (the #includes)."""
-    touched, at = set(), 0
-    banners = [(i + 1, int(found[1])) for i, line in enumerate(before) if (found := re.match(r"/\* ---- (\d+)\. ", line))]
-    for line in difference(before, after, 0)[2:]:
-        hunk = re.match(r"@@ -(\d+)", line)
-        if hunk:
-            at = int(hunk[1])
-            touched |= {max((n for start, n in banners if start <= at), default=0)}
-    return sorted(touched - {0})
-
-
-def readme_chapters(name):
-    with open(f"{ROOT}/README.md") as file:
-        for item in re.split(r"\n(?=\d+\. |\n)", file.read()):
-            if f"](test/exercises/{name}.patch)" in item:
-                found = re.search(r"\(chapters? ([^;)]*)", item)
-                return sorted(map(int, re.findall(r"\d+", found[1]))) if found else []
-    raise Failure("is not in the README")
-
-
-def exercise(patch):
-    """Returns the line that says how it went."""
-    name = os.path.basename(patch)[:-len(".patch")]
-    try:
-        check(name in WORKS, "has no test")
+def exercise(tries):
+    def case():
         with tempfile.TemporaryDirectory() as folder:
-            before, after = apply(patch, folder)
-            changed = sum(line[0] in "+-" for line in difference(before, after, 0)[2:])
-            check(0 < changed <= LINES_MAX, f"changes {changed} lines, at most {LINES_MAX} are allowed")
-            check(max(len(line) for line in after) <= 81, "has lines of more than 80 columns")
-            told, touched = readme_chapters(name), chapters(before, after)
-            check(told == touched, f"changes the chapters {touched}, the README says {told}")
-            WORKS[name](build(folder))
-        return f"ok - exercises: {name}, {changed} lines"
-    except Exception as error:
-        return f"FAILED - exercises: {name}: {type(error).__name__} {error}"
+            count = examine(tries, *apply(tries, folder, 0))
+            build(tries, folder)
+            tries()
+        return f"{count} lines"
+    case.__name__, case.__doc__ = f"case_{patch_of(tries).stem}", tries.__doc__
+    return case
 
-
-def renew(patch):
-    with open(patch) as file:
-        preface = file.read().partition("--- a/main.c")[0]
-    with tempfile.TemporaryDirectory() as folder:
-        lines = difference(*apply(patch, folder), 2)
-    with open(patch, "w") as file:
-        file.write(preface + "".join(lines))
-
-
-def main():
-    names = [name for name in sys.argv[1:] if not name.startswith("-")]
-    patches = [patch for patch in PATCHES if not names or os.path.basename(patch)[:-len(".patch")] in names]
-    if "-l" in sys.argv:
-        print(*WORKS, sep="\n")
-        return 0
-    if "--renew" in sys.argv:
-        for patch in patches:
-            renew(patch)
-        return 0
-    for tool in ("patch", "make"):
-        if not shutil.which(tool):
-            print(f"skipped: exercises: {tool} is not installed")
-            return 0
-    missing = WORKS.keys() - {os.path.basename(patch)[:-len(".patch")] for patch in PATCHES}
-    lines = [f"FAILED - exercises: {name}: has no patch" for name in sorted(missing)]
-    with ThreadPoolExecutor(2) as pool:                 # one builds while another waits
-        lines += pool.map(exercise, patches)
-    print(*lines, sep="\n")
-    return any(line.startswith("FAILED") for line in lines)
-
+def renew():
+    for tries in EXERCISES:
+        preface = patch_of(tries).read_text().partition("--- main.c\n")[0]
+        with tempfile.TemporaryDirectory() as folder:
+            patch_of(tries).write_text(preface + "".join(apply(tries, folder, 2, fuzz=2)[1]))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    longest_first = sorted(EXERCISES, key=[forget, forget, lag].count, reverse=True)
+    main("exercises", list(map(exercise, longest_first)), at_once=5, also={"--renew": renew},
+         missing=lambda: None if shutil.which("patch") else "no patch here")
