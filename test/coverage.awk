@@ -1,6 +1,13 @@
 #!/usr/bin/awk -f
-# Reads gcov's text of programs that include main.c. Prints each of its lines
-# that none of them ran, and the share of those that one did. At least 95 %.
+# Reads what `gcov -t` says of the programs that include main.c. Prints each of
+# its lines that none of them ran, and the share of those that one did. What
+# runs only when the machine refuses something it hardly ever refuses, need
+# not run. Fails below 97 %.
+BEGIN {
+    excused = "must\\(|" # whose failure ends the program
+    excused = excused "/\\* it has reset the connection \\*/|"
+    excused = excused "nats_connect: no socket"
+}
 { split($0, field, ":"); number = field[2] + 0 }
 number == 0 && field[3] == "Source" { ours = field[4] ~ /(^|\/)main\.c$/ }
 !ours || number == 0 || field[1] ~ /-$/ { next } # no code there
@@ -13,10 +20,10 @@ END {
     for (i = 1; i <= last; i++) {
         if (!(i in text)) continue
         all++
-        if (i in ran) count++
+        if (i in ran || text[i] ~ excused) count++
         else print "not covered:" text[i]
     }
     share = all ? 100 * count / all : 0
     printf "%d of %d lines of main.c run: %.1f %%\n", count, all, share
-    exit share < 95
+    exit share < 97
 }

@@ -1,56 +1,51 @@
-#!/bin/sh
-# Runs tests under valgrind ("make valgrind" builds the programs for it).
-#
-# No error, whatever a process does; and a server that was told to end has
-# given back all memory and closed all descriptors. What a start that fails
-# leaves to exit() does not count. It is told by its open descriptors of
-# server_configure(); if these were many, they would be of others, too.
+#!/bin/bash
+# Proves, with the programs that `make valgrind` builds: no error of memory,
+# no memory that is lost, no descriptor that stays open, in the unit test, the
+# cheaper parts of the server's and some cases of the bus. What server_open
+# has taken the kernel frees at the end, so that does not count.
 cd "$(dirname "$0")/.." || exit 1
-
-dir=$PWD/build/valgrind
-logs=$dir/logs
-rm -rf "$logs" "$dir/under"
-mkdir -p "$logs" "$dir/under"
-
-# under PROGRAM OPTION...: makes a command that runs it under valgrind. An
-# error makes the exit status 99, so that the test at hand fails.
-under() {
-    program=$1
-    shift
-    cat >"$dir/under/$program" <<END
-#!/bin/sh
-exec valgrind -q --error-exitcode=99 --leak-check=full $* \
-    $dir/$program "\$@"
-END
-    chmod +x "$dir/under/$program"
+export CI= BUILD=$PWD/build/valgrind PATIENCE=40
+export CHAT=$BUILD/under/chat logs=$BUILD/logs
+rm -rf "$logs" "$BUILD/under"
+mkdir -p "$logs" "$BUILD/under"
+cp test/openat2.h "$BUILD/under" # so that nothing is built in vain
+cat >"$BUILD/under/start" <<END
+{
+   of the start
+   Memcheck:Leak
+   ...
+   fun:server_open
 }
-under unit
-under chat --show-leak-kinds=all --track-fds=yes "--log-file=$logs/%p"
-ln -s "$dir/server" "$dir/under/server"
+END
 
-export CHAT="$dir/under/chat" BUILD="$dir/under" PATIENCE=30 DEADLINE=500
-test/run unit server clients
-status=$?
+# under PROGRAM OPTION...: makes a command that runs it under valgrind.
+under() {
+    cat >"$BUILD/under/$1" <<END
+#!/bin/sh
+exec valgrind -q --error-exitcode=99 --leak-check=full --track-fds=yes \
+    --suppressions=$BUILD/under/start ${*:2} $BUILD/$1 "\$@"
+END
+    chmod +x "$BUILD/under/$1"
+}
+under chat "--log-file=$logs/%p"
+under chat-short "--log-file=$logs/%p"
+under unit "--log-file=$logs/unit-%p"
 
-# The bus, but for the cases that are about load, and so too much for valgrind.
-printed=$(mktemp)
-trap 'rm -f "$printed"' EXIT
-test/bus.py loss reorder peers big history clocks kill secret loopback \
-    freeze cut flood >"$printed" || status=1
-grep -v '^ok - ' "$printed"
-echo "bus: $(grep -c '^ok - ' "$printed") ok"
-
-ended=0 failed=0
-for log in "$logs"/*; do
-    grep -q 'FILE DESCRIPTORS' "$log" || continue # it was killed
-    if grep -q 'server_configure' "$log"; then
-        failed=$((failed + 1))
-    elif grep -q 'main\.c:' "$log"; then
-        cat "$log"
-        status=1
-    else
-        ended=$((ended + 1))
-    fi
+lines=$(mktemp)
+trap 'rm -f "$lines"' EXIT
+"$BUILD/under/unit" >>"$lines"
+[ $? = 0 ] || echo 'FAILED - unit: a test, or an error of memory' >>"$lines"
+BUILD=$BUILD/under "$BUILD/server" http websocket files chat >>"$lines"
+test/bus.py loopback history secret kill >>"$lines"
+for log in "$logs"/*; do # what was killed has left no list of descriptors
+    awk '/Open file descriptor/ { block = "" } { block = block "\n" $0 }
+         /server_run|Invalid|uninit|lost in/ { bad = 1; print block }
+         END { exit bad }' "$log" ||
+        echo "FAILED - $log: an error, or a leak" >>"$lines"
 done
-echo "$ended processes ended with nothing left, $failed could not start"
-[ "$ended" -gt $((failed * 3)) ] && exit $status
+grep -vE '^(ok - |# )' "$lines"
+ended=$(grep -l 'FILE DESCRIPTORS' "$logs"/* | wc -l)
+echo "$ended processes have ended by themselves"
+passed=$(grep -c '^ok - ' "$lines") failed=$(grep -c '^FAILED - ' "$lines")
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 500 ] && [ "$ended" -gt 20 ]
