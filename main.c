@@ -605,8 +605,8 @@ static struct server {
     bool settled, accept_due, waiting, dirty;
     int64_t now, second_at, stop_at;
     struct client *clients[1 << 20], *dead;
-    int clients_end, connections, turn;
-    size_t held;
+    int clients_end, connections;
+    size_t held, turn;
     struct channel channels[CHANNELS_MAX];
     struct buffer input;
     struct bus bus;
@@ -894,6 +894,7 @@ static void channel_append(struct channel *ch, struct message m) {
  * are. Clocks do not matter.
  */
 #define ALIVE_TIME  5000  /* of silence, or without progress */
+#define RECENT      1500  /* who lives has said something since then */
 #define GIVE_UP     20000 /* then what is missing is lost */
 #define HELLO_TIME  300   /* if nobody answers for so long, we are alone */
 #define CATCH_UP    2000  /* for the history, then clients are let in */
@@ -1116,7 +1117,7 @@ static void bus_repair(const struct entry *e, const struct entry *end) {
 static void bus_send_history(const struct entry *known,
                              const struct entry *end) {
     for (struct peer *p = self + 1; p < peers_end; p++)
-        if (p->settled && p->id < self->id && s.now - p->heard < 1500) return;
+        if (p->settled && p->id < self->id && s.now - p->heard < RECENT) return;
     for (int i = 0, count = 0; i < KEPT && count < WINDOW; i++) {
         struct kept *k = &s.bus.kept[(s.bus.kept_end + i) % KEPT];
         const struct entry *e = known;
@@ -1197,7 +1198,8 @@ static bool peer_tick(struct peer *p) {
         p->stuck = false;
     }
     p->stuck |= !alive;
-    if (!p->stuck && s.now - p->progress >= ALIVE_TIME) {
+    if (!p->stuck && s.now - p->heard < RECENT &&
+        s.now - p->progress >= ALIVE_TIME) {
         warnx("peer %016" PRIx64 " makes no progress", p->id);
         p->stuck = true;
     }

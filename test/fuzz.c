@@ -179,43 +179,32 @@ static int client_make(enum protocol protocol, int room) {
 
 /* ---- A path, with -d ---------------------------------------------------- */
 
-static char root[] = "/tmp/fuzz-XXXXXX", command[700], web[40];
-
-static void root_remove(void) {
-    snprintf(command, sizeof command, "rm -r %s", root);
-    CHECK(!system(command));
-}
-
 /* All that must not be found holds "SECRET", or is named so. */
-static void root_make(void) {
-    CHECK(mkdtemp(root) && !atexit(root_remove));
-    snprintf(web, sizeof web, "%s/www", root);
-    snprintf(command, sizeof command,
-             "mkdir -p %s/sub/list; cd %s; mkdir .git .well-known; mkfifo fifo;"
-             "echo SECRET | tee ../out .hid .git/x sub/list/.hid sub/.SECRET "
-             ".well-known/.x >.SECRET; echo a | tee a.txt index.html sub/x.js "
-             ">'sub/b c&<.txt'; ln -s .. up; ln -s sub/list in;"
-             "ln -s ../out out; ln -s /proc/self/root magic", web, web);
-    CHECK(!system(command));
-    s.home = open(".", O_PATH | O_CLOEXEC);
-}
+static const char tree[] =
+    "rm -rf build/tree; mkdir -p build/tree/www/sub/list; cd build/tree/www;"
+    "mkdir .git .well-known; mkfifo fifo; ln -s .. up; ln -s sub/list in;"
+    "ln -s ../out out; ln -s /proc/self/root magic; echo SECRET | tee ../out "
+    ".hid .git/x sub/list/.hid sub/.SECRET .well-known/.x >.SECRET;"
+    "echo a | tee a.txt index.html sub/x.js >'sub/b c&<.txt'";
 
 static void fuzz_path(const uint8_t *data, size_t size) {
     static struct request r;
     struct buffer b = {0};
     struct client c = {.fd = -1, .protocol = HTTP};
     char text[100] = "";
-    if (!s.home) root_make();
-    s.option['d'] = web;
+    if (!s.home) CHECK(!system(tree));
+    if (!s.home) s.home = open(".", O_PATH | O_CLOEXEC);
+    s.option['d'] = "build/tree/www";
     int lowest = dup(0);
     buffer_print(&b, "GET /%.*s HTTP/1.0\r\n\r\n", (int)size, data);
     const char *status = request_parse(&r, b.bytes, b.size);
     r.client = &c;
     if (status && !*status && strcmp(r.path, "/send") != 0) client_answer(&r);
-    if (c.file > 0) CHECK(pread(c.file, text, 99, 0) > 0 && close(c.file) == 0);
+    if (c.file > 0) CHECK(pread(c.file, text, 99, 0) > 0 && !close(c.file));
     buffer_add(&c.out, "", 1);
     bool moved = !strncmp(c.out.bytes, "HTTP/1.1 301", 12); /* repeats it */
-    CHECK(!strstr(text, "SECRET") && (moved || !strstr(c.out.bytes, "SECRET")));
+    CHECK(moved || !strstr(c.out.bytes, "SECRET"));
+    CHECK(!strstr(text, "SECRET"));
     CHECK(!close(lowest) && dup(0) == lowest && !close(lowest));
     s.option['d'] = NULL;
     buffer_clear(&c.out);
@@ -225,7 +214,7 @@ static void fuzz_path(const uint8_t *data, size_t size) {
 /* ---- A connection ------------------------------------------------------- */
 
 /* What is in the logs when the bytes have come in two pieces; returns how much
- * was answered. (Not of NATS: where something is wrong, that may be nothing.) */
+ * was answered. (Not of NATS: if something is wrong, that may be nothing.) */
 static ssize_t converse(const uint8_t *bytes, size_t size, size_t cut,
                         enum protocol protocol, struct buffer *logs) {
     static char all[1 << 20];
@@ -281,30 +270,23 @@ static void datagram(void) {
 }
 
 static void fuzz_chat(void) {
-    static uint8_t bytes[1000] = "\x82\xFE";
+    static uint8_t frame[1000] = "\x82\xFE", got[2048];
     int fds[3] = {-1, -1, -1};
     start();
     while (in.left > 0) {
         unsigned op = take(), n = take(), what = op % 16;
         int *far = &fds[op / 16 % 3];
+        if (what == 2) n = min(n, in.left);
         if (what < 2 && *far < 0) *far = client_make(what, 1);
-        else if (what < 5) { /* a dozen frames */
-            put_number(bytes + 2, n * 3, 2);
-            for (int i = 0; i < 12; i++)
-                send(*far, bytes, 8 + n * 3, MSG_NOSIGNAL);
-        } else if (what < 8) {
-            n = min(n, in.left);
-            send(*far, in.at, n, MSG_NOSIGNAL);
-            in.at += n;
-            in.left -= n;
-        } else if (what < 9) {
-            char got[2048];
-            recv(*far, got, 8 * n, 0);
-        } else if (what < 10) {
-            close(*far);
-            *far = -1;
-        } else if (what < 12) s.now += n * n;
-        else datagram();
+        if (what == 2) send(*far, in.at, n, MSG_NOSIGNAL);
+        if (what == 2) in = (struct input){in.at + n, in.left - n};
+        if (what == 3) recv(*far, got, 8 * n, 0);
+        if (what == 4) s.now += n * n;
+        if (what == 5) datagram();
+        if (what == 6) *far = close(*far) | -1;
+        put_number(frame + 2, n * 3, 2);
+        for (int i = 0; i < 12 && what > 6; i++)
+            send(*far, frame, 8 + n * 3, MSG_NOSIGNAL);
         rounds(1);
     }
     for (int i = 0; i < 3; i++) close(fds[i]);

@@ -110,6 +110,7 @@ static void harness_open(void) {
     test.build = realpath(getenv("BUILD") ? getenv("BUILD") : "build", NULL);
     test.sanitized = !system("grep -qE '__(a|ub)san_' \"${CHAT:-./chat}\"");
     test.patience = patience ? atof(patience) : test.sanitized ? 20 : 10;
+    test.sanitized |= test.patience >= 30; /* or valgrind */
     /* What ASan keeps of freed memory may not hide what the program takes. */
     setenv("ASAN_OPTIONS", "quarantine_size_mb=2", 0);
     signal(SIGPIPE, SIG_IGN);
@@ -250,7 +251,7 @@ __attribute__((format(printf, 2, 3))) static bool server_start(
     va_start(list, format);
     vsnprintf(args + 5, sizeof args - 5, format, list);
     va_end(list);
-    begin("%s %s starts", s->build ? s->build : "the server", args);
+    begin("%s %.200s starts", s->build ? s->build : "the server", args);
     server_spawn(s, args);
     if (server_says(s, "/, bus")) {
         const char *end = strstr(written(s->err), "/, bus");

@@ -9,8 +9,8 @@
  */
 #define _GNU_SOURCE
 #include <err.h>
+#include <signal.h>
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -19,25 +19,25 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static int failed, fault_in; /* calls until one fails; 0: none does */
+static bool of_memory;       /* that one was asked for memory */
 static ssize_t unit_sendto(const void *datagram, size_t size);
-static bool fault(void);
-
+static bool fault(bool memory);
 #define sendto(fd, d, size, flags, to, n) ((void)(to), unit_sendto(d, size))
-#define calloc(n, size)   (fault() ? NULL : calloc(n, size))
-#define realloc(p, n)     (fault() ? NULL : realloc(p, n))
-#define mmap(...)         (fault() ? MAP_FAILED : mmap(__VA_ARGS__))
-#define memfd_create(...) (fault() ? -1 : memfd_create(__VA_ARGS__))
-#define accept4(...)      (fault() ? -1 : accept4(__VA_ARGS__))
+#define calloc(n, size)   (fault(1) ? NULL : calloc(n, size))
+#define realloc(p, n)     (fault(1) ? NULL : realloc(p, n))
+#define mmap(...)         (fault(1) ? MAP_FAILED : mmap(__VA_ARGS__))
+#define memfd_create(...) (fault(0) ? -1 : memfd_create(__VA_ARGS__))
+#define accept4(...)      (fault(0) ? -1 : accept4(__VA_ARGS__))
 #define epoll_ctl(e, what, ...) \
-    ((what) == EPOLL_CTL_ADD && fault() ? -1 : epoll_ctl(e, what, __VA_ARGS__))
-#define err(status, ...)  (warn(__VA_ARGS__), raise(SIGKILL)) /* no exit, no leak */
-#define main              chat_main
+    ((what) == EPOLL_CTL_ADD && fault(0) ? -1 : epoll_ctl(e, what, __VA_ARGS__))
+#define err(status, ...) \
+    (warn(__VA_ARGS__), raise(of_memory ? SIGKILL : SIGABRT))
+#define main chat_main
 #include "../main.c"
 #undef main
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
-
-static int failed, fault_in; /* calls until one fails; 0: none does */
 
 /* A case: its name, and what was seen. */
 static void ok(bool good, const char *format, ...) {
@@ -50,9 +50,10 @@ static void ok(bool good, const char *format, ...) {
     failed += !good;
 }
 
-static bool fault(void) {
+static bool fault(bool memory) {
     errno = ENOMEM;
-    return fault_in > 0 && --fault_in == 0;
+    if (fault_in > 0 && --fault_in == 0) return of_memory = memory, true;
+    return false;
 }
 
 static void *copy_of(const void *bytes, size_t size) {
@@ -79,10 +80,10 @@ static const struct {
     const char *out; /* see parse() */
 } cases[] = {
     T(PATH, "a+b", "a+b"), T(QUERY, "a+b%2B", "a b+"), T(PATH, "%2541", "%41"),
-    T(PATH, "%41%e4", "A\xE4"), T(PATH, "a%00b", "-1"), T(PATH, "%", "-1"),
+    T(PATH, "%C3%a4", "\xC3\xA4"), T(PATH, "a%00b", "-1"), T(PATH, "%", "-1"),
     T(PATH, "%4", "-1"), T(QUERY, "%%41", "-1"), T(QUERY, "%+1", "-1"),
-    T(PATH, "%0x41", "-1"), T(NUMBER, "007", "7"), T(NUMBER, "", "-1"),
-    T(NUMBER, "-2", "-1"), T(NUMBER, " 1", "-1"), T(NUMBER, "1 ", "-1"),
+    T(PATH, "%0x41", "-1"), T(NUMBER, "", "-1"), T(NUMBER, "-2", "-1"),
+    T(NUMBER, " 1", "-1"), T(NUMBER, "1 ", "-1"),
     T(NUMBER, "999999999999999999", "999999999999999999"),
     T(NUMBER, "1000000000000000000", "-1"),
     T(IN_HTML, "a <b>&\"'\xC3\xA4.", "a &#60;b&#62;&#38;&#34;&#39;\xC3\xA4."),
@@ -92,30 +93,24 @@ static const struct {
       "\"a\\u0022\\u005c\\u000a\\u0000\\u001f\xC3\xA4/\""),
     T(BASE64, "f", "Zg=="), T(BASE64, "fo", "Zm8="),
     T(BASE64, "foobar", "Zm9vYmFy"), T(BASE64, "\xFB\xEF\xFF", "++//"),
-    T(SHA1, "", "da39a3ee5e6b4b0d3255bfef95601890afd80709"), /* RFC 3174 7.3 */
-    T(SHA1, "abc", "a9993e364706816aba3e25717850c26c9cd0d89d"),
-    T(SHA1, "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
-      "84983e441c3bd26ebaae4aa1f95129e5e54670f1"),
+    T(SHA1, "abc", "a9993e364706816aba3e25717850c26c9cd0d89d"), /* RFC 3174 */
     T(SHA1, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "c1c8bbdc22796e28c0e15163d20899b65621d65a"), /* the most of one block */
+    T(SHA1, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+      "0098ba824b5c16427bd7a1122a5a442a25ec644d"),
     T(HMAC, "Jefe|what do ya want for nothing?", /* RFC 2202 3 */
       "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"),
-    T(HMAC, "\v\v\v\v\v\v\v\v\v\v\v\v\v\v\v\v\v\v\v\v|Hi There",
-      "b617318655057264e28bc0b6fb378c8ef146be00"),
     T(UTF, "\xC3\xA4\0\xE2\x82\xAC", ""), T(UTF, "\xC2\x80", ""),
-    T(UTF, "\xE0\xA0\x80", ""), T(UTF, "\xED\x9F\xBF", ""),
-    T(UTF, "\xF0\x90\x80\x80", ""), T(UTF, "\xF4\x8F\xBF\xBF", ""),
+    T(UTF, "\xED\x9F\xBF", ""), T(UTF, "\xF4\x8F\xBF\xBF", ""),
     T(UTF, "\xC1\xBF", "-1"), T(UTF, "\xE0\x9F\xBF", "-1"),
-    T(UTF, "\xED\xA0\x80", "-1"), T(UTF, "\xF0\x8F\xBF\xBF", "-1"),
-    T(UTF, "\xF4\x90\x80\x80", "-1"), T(UTF, "\xC3(", "-1"),
-    T(UTF, "\xE2\x82", "-1"), T(UTF, "\xFF", "-1"),
-    T(UTF, "\xF0\x90\x8C(", "-1"), T(UTF, "\xF8\x88\x80\x80\x80", "-1"),
-    T(CODE, "", "1005"), T(CODE, "\3", "1002"), T(CODE, "\3\xEC", "1002"),
-    T(CODE, "\3\xE8\xC3\xA4", "1000"), T(CODE, "\3\xE8\xC3", "1007"),
+    T(UTF, "\xED\xA0\x80", "-1"), T(UTF, "\xF4\x90\x80\x80", "-1"),
+    T(UTF, "\xC3(", "-1"), T(UTF, "\xE2\x82", "-1"), T(UTF, "\xFF", "-1"),
+    T(UTF, "\xF0\x90\x8C(", "-1"), T(CODE, "", "1005"), T(CODE, "\3", "1002"),
+    T(CODE, "\3\xEC", "1002"), T(CODE, "\3\xE8\xC3\xA4", "1000"),
+    T(CODE, "\3\xE8\xC3", "1007"),
     /* the payload of a frame that begins so; or minus a close code */
-    T(FRAME, "\x81\x85" KEY, "5"), T(FRAME, "\x82\x80" KEY, "0"),
-    T(FRAME, "\1\xFD" KEY, "125"), T(FRAME, "\0\x81" KEY, "1"),
-    T(FRAME, "\x81\xFE\0\x7E" KEY, "126"), T(FRAME, "\x89\xFD" KEY, "125"),
+    T(FRAME, "\x81\x85" KEY, "5"), T(FRAME, "\1\xFD" KEY, "125"),
+    T(FRAME, "\0\x81" KEY, "1"), T(FRAME, "\x81\xFE\0\x7E" KEY, "126"),
     T(FRAME, "\x81\xFE\xFF\xFF" KEY, "65535"),
     T(FRAME, "\x81\xFF\0\0\0\0\0\1\0\0" KEY, "65536"),
     T(FRAME, "\x82\xFF\x10\0\0\0\0\0\0\0" KEY, "1152921504606846976"),
@@ -123,7 +118,6 @@ static const struct {
     T(FRAME, "\x81\xFE\0\x7D" KEY, "-1002"),
     T(FRAME, "\x81\xFF\0\0\0\0\0\0\xFF\xFF" KEY, "-1002"),
     T(FRAME, "\x81\5", "-1002"), T(FRAME, "\xC1\x80", "-1002"),
-    T(FRAME, "\x83\x80", "-1002"), T(FRAME, "\x87\x80", "-1002"),
     T(FRAME, "\x09\x80", "-1002"), T(FRAME, "\x89\xFE", "-1002"),
     /* the status of a request; 200: complete; 0: more of it is needed */
     T(REQ, G H "\r\n", "200"), T(REQ, "GET / HTTP/1.0\r\n\r\n", "200"),
@@ -131,18 +125,15 @@ static const struct {
     T(REQ, G "hOST:\t h \t\r\nX-Y:\r\nX: \xE4\x80\r\n\r\n", "200"),
     T(REQ, G H "X: a\r\nX: b\r\n\r\n", "200"), T(REQ, "", "0"),
     T(REQ, G H "\r", "0"), T(REQ, P CL "2\r\n\r\na", "0"), T(REQ, "\n", "400"),
-    T(REQ, "GET /\n", "400"), T(REQ, G "H: h\n", "400"),
-    T(REQ, "GET / HTTP/1.1\rH", "400"), T(REQ, "\0", "400"),
-    T(REQ, "GET /\0", "400"), T(REQ, G "H\0", "400"),
+    T(REQ, "GET /\n", "400"), T(REQ, "GET / HTTP/1.1\rH", "400"),
+    T(REQ, "\0", "400"), T(REQ, "GET /\0", "400"), T(REQ, G "H\0", "400"),
     T(REQ, G H "X: a\r\n b\r\n", "400"), T(REQ, G H "X : a\r\n", "400"),
-    T(REQ, G H H, "400"), T(REQ, G H "hoST: g\r\n", "400"),
-    T(REQ, P CL "1\r\n" CL "1\r\n", "400"), T(REQ, P CL "-1\r\n\r\n", "400"),
+    T(REQ, G H "hoST: g\r\n", "400"), T(REQ, P CL "1\r\n" CL "1\r\n", "400"),
+    T(REQ, P CL "-1\r\n\r\n", "400"),
     T(REQ, P CL "18446744073709551617\r\n\r\n", "400"),
     T(REQ, P CL "64001\r\n\r\n", "413"), T(REQ, P TE "\r\n\r\n", "411"),
     T(REQ, P TE "chunked\r\n" CL "1\r\n\r\n", "411"),
-    T(REQ, "GET  / HTTP/1.1\r\n", "400"), T(REQ, "GET / HTTP/1.x\r\n", "400"),
-    T(REQ, "GET /\t HTTP/1.1\r\n", "400"), T(REQ, " / HTTP/1.1\r\n", "400"),
-    T(REQ, "GET /%00 HTTP/1.1\r\n", "400"),
+    T(REQ, " / HTTP/1.1\r\n", "400"),
 };
 /* clang-format on */
 
@@ -232,8 +223,8 @@ static void start(uint64_t id) {
     for (int i = 0; i < PEERS_MAX; i++) buffer_clear(&s.bus.peers[i].in);
     memset(s.bus.kept, 0, min(s.bus.kept_end, KEPT) * sizeof *s.bus.kept);
     buffer_clear(&s.bus.out);
-    memset(&s.bus, 0, offsetof(struct bus, kept));
-    memset(&s.bus.out, 0, sizeof s.bus - offsetof(struct bus, out));
+    memset(&s.bus, 0, (char *)s.bus.kept - (char *)&s.bus);
+    memset(&s.bus.out, 0, (char *)(&s.bus + 1) - (char *)&s.bus.out);
     s.bus.peers[0] = (struct peer){ .id = id, .base = 1, .next = 1 };
     s.bus.peers[0].message = s.bus.posted = s.bus.to_count = s.now = 1;
     s.bus.fd = id ? line[0] : -1;
@@ -241,7 +232,7 @@ static void start(uint64_t id) {
     s.settled = true;
     for (struct channel *ch = s.channels; ch->log.ring; ch++) {
         ch->log.tail = ch->low = ch->log.head;
-        ch->cut_at = 0;
+        ch->cut_at = ch->count = 0;
     }
     rewind(stderr);
     memset(said, 0, sizeof said);
@@ -418,38 +409,35 @@ static void bus_rules(void) {
     ok(!*heard() && !*said, "a sender counts when it has named us");
     SAYS(6, KNOWN({ 7, 1, 1, 1 }, { 9, 1, 1, 1 }));
     status(LEAVE, SETTLED, 6, KNOWN({ 7, 1, 1, 1 }, { 9, 1, 1, 1 }));
-    for (int i = 0; i < 2; i++) data(7, 1, "a");
-    data(7, 3, "d");
+    for (int i = 0; i < 2; i++) data(7, 1, "a"), data(7, 3, "d");
     data(7, 1 + WINDOW + 1, "x"); /* too far ahead */
     sent_count = 0;
     bus_tick();
-    ok(!strcmp(heard(), "a") && s.bus.peers[1].alive, "a recording is no danger");
+    ok(!strcmp(heard(), "a") && s.bus.peers[1].alive && s.bus.kept_end == 2,
+       "recordings do nothing");
     ok(sent_count == 1 && sent->d.flags & LACKS && sent->d.known[1].next == 2 &&
            sent->d.known[1].gap == 3,
        "a STATUS tells what is lacking");
     data(7, 2, "bc");
     ok(!strcmp(heard(), "abcd"), "then all comes in order: %s", heard());
-    for (int i = 0; i < WINDOW; i++, bus_flush())
-        bus_post("", (struct message){ TEXT, "y", 1 });
-    bool room = bus_room(WINDOW);
-    s.bus.peers->next++;
-    ok(room && !bus_room(WINDOW), "nobody is more than a WINDOW ahead");
-    s.bus.peers->next--;
+    for (int i = 0; i < 2 * WINDOW; i++, i % 2 ? (void)0 : bus_flush())
+        bus_post("", (struct message){ TEXT, "y", 1 }); /* two share one */
+    ok(bus_room(WINDOW) && !bus_room(WINDOW - 1), "nobody is further ahead");
     sent_count = 0;
-    SAYS(7, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 2, 4 }));
-    status(LACKS_IT, 8, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 2, 4 }));
-    ok(sent_count == 0, "nothing is repaired unasked, or at once");
+    status(LACKS_IT, 7, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 2, 4 }));
     s.now += RESEND_TIME;
-    status(LACKS_IT, 8, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 1, 9 })); /* again */
+    SAYS(8, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 2, 4 }));
+    status(LACKS_IT, 8, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 1, 9 }));
+    ok(!sent_count, "nothing is repaired at once, unasked, or for a recording");
     status(LACKS_IT, 9, KNOWN({ 7, 1, 4, 4 }, { 9, 1, 2, 4 }));
     ok(sent_count == 2 && sent[0].d.number == 2 && sent[1].d.number == 3,
        "what is lacking is repaired");
     channel_get("")->cut_at = s.now + 1;
     data(7, 4, "e");
-    bool waits = !strcmp(heard(), "abcd");
+    ok(!strcmp(heard(), "abcd"), "there is no room in a channel");
     channel_get("")->cut_at = 0;
     bus_tick();
-    ok(waits && !strcmp(heard(), "abcde"), "it waits for room in a channel");
+    ok(!strcmp(heard(), "abcde"), "there is room again");
 }
 
 static void bus_newcomers(void) {
@@ -543,19 +531,18 @@ int main(void) {
     slow_test(true);
     slow_test(false);
     wait_test();
-    int n = 4, wrong = 0, status = 0, lost = 0, ended = 0;
+    int n = 4, wrong = 0, code = 0, lost = 0, ended = 0;
     for (int size = DATA_MAX - 20; size < DATA_MAX + 5; size++)
         for (int i = -1; i < n; i++) wrong += !bus_stream(size, i, &n);
     ok(!wrong, "a stream in datagrams, one of them lost: %d wrong", wrong);
     bus_rules();
     bus_newcomers();
     fflush(stdout);
-    for (n = 0; status != 3 << 8 && n < 500; n++) {
-        pid_t pid = fork();
-        if (pid == 0) faulty(n + 1);
-        waitpid(pid, &status, 0);
-        ended += status == SIGKILL;
-        lost += status != 0 && status != SIGKILL && status != 3 << 8;
+    for (n = 0; code != 3 << 8 && n < 500; n++) {
+        if (fork() == 0) faulty(n + 1);
+        wait(&code);
+        ended += code == SIGKILL;
+        lost += code != 0 && code != SIGKILL && code != 3 << 8;
     }
     ok(!lost && n > 20 && n < 500, "of %d calls each failed once: the program "
        "ended %d times, and %d times others were lost", n, ended, lost);
