@@ -1198,11 +1198,10 @@ static bool peer_tick(struct peer *p) {
         p->stuck = false;
     }
     p->stuck |= !alive;
-    if (!p->stuck && s.now - p->heard < RECENT &&
-        s.now - p->progress >= ALIVE_TIME) {
+    bool slow = s.now - p->progress >= ALIVE_TIME && s.now - p->heard < RECENT;
+    if (!p->stuck && slow)
         warnx("peer %016" PRIx64 " makes no progress", p->id);
-        p->stuck = true;
-    }
+    p->stuck |= slow;
     return missing;
 }
 
@@ -1510,7 +1509,7 @@ static bool request_line(struct request *r, char *line) {
     char *target = strsep(&line, " "); /* what is left is the version */
     r->head = !strcmp(r->method, "HEAD");
     r->old = line && !strcmp(line, "HTTP/1.0");
-    if (!line || (!r->old && strcmp(line, "HTTP/1.1") != 0) ||
+    if (!line || (!r->old && strcmp(line, "HTTP/1.1") != 0) || !*r->method ||
         r->method[strspn(r->method, TOKEN)] || strpbrk(target, "#\t"))
         return false;
     if (!strncasecmp(target, "http://", 7)) /* as sent to a proxy */
