@@ -3,12 +3,13 @@
 # no memory that is lost, no descriptor that stays open, in the unit test, the
 # cheaper parts of the server's and some cases of the bus. What server_open
 # has taken the kernel frees at the end, so that does not count.
+#
+#     make valgrind
 cd "$(dirname "$0")/.." || exit 1
-export CI= BUILD=$PWD/build/valgrind PATIENCE=40
+export CI='' BUILD=$PWD/build/valgrind PATIENCE=40
 export CHAT=$BUILD/under/chat logs=$BUILD/logs
 rm -rf "$logs" "$BUILD/under"
 mkdir -p "$logs" "$BUILD/under"
-cp test/openat2.h "$BUILD/under" # so that nothing is built in vain
 cat >"$BUILD/under/start" <<END
 {
    of the start
@@ -33,14 +34,14 @@ under unit "--log-file=$logs/unit-%p" --leak-check=no # it does not clear up
 
 lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
-"$BUILD/under/unit" >>"$lines"
-[ $? = 0 ] || echo 'FAILED - unit: a test, or an error of memory' >>"$lines"
+"$BUILD/under/unit" >>"$lines" ||
+    echo 'FAILED - unit: a test, or an error of memory' >>"$lines"
 # (What bounds memory knows nothing of what valgrind takes.)
-BUILD=$BUILD/under "$BUILD/server" http websocket files |
+env BUILD="$BUILD/under" "$BUILD/server" http websocket files |
     grep -v 'constant memory' >>"$lines"
 test/bus.py loopback secret kill >>"$lines"
 for log in "$logs"/*; do # what was killed has left no list of descriptors
-    awk '/Open file descriptor/ { block = "" } { block = block "\n" $0 }
+    awk '/== $/ { block = "" } { block = block "\n" $0 }
          /server_run|Invalid|uninit|lost in/ { bad = 1; print block }
          END { exit bad }' "$log" ||
         echo "FAILED - $log: an error, or a leak" >>"$lines"
