@@ -247,7 +247,8 @@ static bool log_open(struct log *l) {
     if (fd < 0) return false;
     must(ftruncate(fd, LOG_SIZE), "log");
     l->ring = mmap(NULL, 2 * LOG_SIZE, use, MAP_SHARED, fd, 0);
-    void *copy = l->ring + LOG_SIZE; /* if that has failed, this will, too */
+    must(l->ring == MAP_FAILED ? -1 : 0, "log");
+    void *copy = l->ring + LOG_SIZE;
     copy = mmap(copy, LOG_SIZE, use, MAP_SHARED | MAP_FIXED, fd, 0);
     must(copy == MAP_FAILED ? -1 : 0, "log");
     close(fd);
@@ -758,7 +759,7 @@ static size_t client_send(struct client *c, void *bytes, size_t size) {
         c->tls ? tls_move(c, true, bytes, size) : send(c->fd, bytes, size, 0);
     if (n <= 0 && errno != EAGAIN) client_drop(c);
     c->blocked = n < (ssize_t)size;
-    if (n > 0 && c->protocol == HTTP) c->deadline = s.now + IDLE_TIME;
+    if (n > 0 && c->closing) c->deadline = s.now + IDLE_TIME;
     return n > 0 ? n : 0;
 }
 
@@ -1180,6 +1181,8 @@ static void bus_readable(void) {
         else if (d.kind != DATA) bus_status_in(&d, size);
         else if (p && p->base) bus_data_in(p, &d, size);
     }
+    /* There is more, and what we lack may be in it: this is no time to ask. */
+    s.bus.again_at = s.now + s.bus.gap;
 }
 
 /* Does it live, is it stuck? Gives up what nobody sends any more. Returns
@@ -1333,9 +1336,8 @@ static void bus_open(void) {
  * What the server does not take at once is dropped and counted. A newcomer
  * gets no history.
  */
-#define NATS_LINE    (32 << 10) /* the longest that we take */
-#define NATS_PAYLOAD (1 << 20)
-#define NATS_UNSENT  (4 << 20) /* then what is posted is dropped */
+#define NATS_MAX    (1 << 20) /* of a line, and of what is behind it */
+#define NATS_UNSENT (4 << 20) /* then what is posted is dropped */
 
 /* nats://[USER:PASSWORD@]HOST[:PORT], %XX in user and password is decoded. What
  * we say first is made here, so that neither has to be kept. */
@@ -1407,14 +1409,14 @@ static bool nats_step(struct client *c, struct buffer *in) {
     char *line = in->bytes + c->read, kind[8] = "", name[256] = "";
     size_t left = in->size - c->read;
     char *end = memchr(line, '\n', left);
-    if ((!end && left > NATS_LINE) || end == line) client_drop(c);
+    if ((!end && left > NATS_MAX) || end == line) client_drop(c);
     if (!end || c->dead) return false;
     end[-1] = '\0'; /* where the CR was; so, too, when the line is read again */
     struct message m = {0, end + 1, 0};
     size_t whole = m.bytes - line;
     if (!strncmp(line, "MSG ", 4)) {
         m.size = parse_number(strrchr(line, ' ') + 1); /* -1 is a large one */
-        if (m.size > NATS_PAYLOAD) client_drop(c);
+        if (m.size > NATS_MAX) client_drop(c);
         whole += m.size + 2;
         if (c->dead || whole > left) return false;
         sscanf(line, "MSG chat.%7[^. ].%255[^ ]", kind, name);
@@ -1937,7 +1939,7 @@ static bool websocket_step(struct client *c, struct buffer *in) {
         m = (struct message){c->opcode, in->bytes, size};
         c->done = f.fin ? 0 : size;
         if (f.fin) c->opcode = 0;
-        c->since = s.now;
+        if (f.fin) c->since = s.now; /* a piece alone is no progress */
     }
     if (f.fin) websocket_message(c, m);
     return true;
@@ -2220,8 +2222,7 @@ static void options_parse(int argc, char **argv) {
     if (optind < argc) errx(MISUSE, "%s: not an option", argv[optind]);
     if (!s.option['C'] != !s.option['K']) errx(MISUSE, "--cert needs --key");
     if (s.option['r'] && !strcmp(s.option['b'], "none"))
-        errx(MISUSE,
-             "--reuse-port: needs a bus, to be one chat with the others");
+        errx(MISUSE, "--reuse-port needs a bus, to be one with the others");
 }
 
 /* Listens: on ADDR, else on all that the machine has, IPv6 and IPv4. */
