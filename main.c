@@ -24,7 +24,7 @@
  *   4  Hashes (skip)          12  HTTP: the request
  *   5  WebSocket frames       13  HTTP: the answers
  *   6  The data               14  Files (skip at first)
- *   7  Clients                15  WebSocket: conversations
+ *   7  Clients                15  Conversations
  *   8  Channels               16  The event loop        17  Options, the start
  *
  * Build and run:  cc main.c -o chat && ./chat      (Linux 5.6, for openat2)
@@ -1824,9 +1824,10 @@ static void answer_file(struct request *r) {
     if (fd >= 0 && r->client->file != fd) close(fd);
 }
 
-/* ---- 15. WebSocket: conversations ---------------------------------------
+/* ---- 15. Conversations --------------------------------------------------
  * RFC 6455: the handshake (4.2), then frames until a close. A message is looked
- * at when all of it is here. Left out: extensions, subprotocols.
+ * at when all of it is here. Left out: extensions, subprotocols. At the end,
+ * how a request is answered, which may be by such a handshake.
  */
 static void frame_queue(struct client *c, int opcode, const void *bytes,
                         int n) {
@@ -1945,11 +1946,7 @@ static bool websocket_step(struct client *c, struct buffer *in) {
     return true;
 }
 
-/* ---- 16. The event loop -------------------------------------------------
- * A round: wait until something happens (epoll_wait), read from all for whom it
- * did, then let out what came of it, and do what is due by time. So whatever
- * comes at once goes out at once, with one send() a client.
- */
+/* Which answer for which request. */
 static void client_answer(struct request *r) {
     bool send = !strcmp(r->path, "/send"), get = !strcmp(r->method, "GET");
     const char *post = send ? ", POST" : "";
@@ -1984,6 +1981,11 @@ static bool client_request(struct client *c, struct buffer *in) {
     return c->protocol == WEBSOCKET;
 }
 
+/* ---- 16. The event loop -------------------------------------------------
+ * A round: wait until something happens (epoll_wait), read from all for whom it
+ * did, then let out what came of it, and do what is due by time. So whatever
+ * comes at once goes out at once, with one send() a client.
+ */
 /* Handles the input that is here, as far as it is complete. Keeps what is
  * unfinished, and no memory where nothing is. */
 static void client_process(struct client *c) {
