@@ -17,7 +17,7 @@ COMPILE = @mkdir -p $(@D); $(CC) $(STD) $(WARN) $(CFLAGS) $(HARDEN)
 $(CHAT): main.c index.html ## the program; TLS=1 adds https and wss (OpenSSL 3)
 	$(COMPILE) $(if $(TLS),-DTLS) main.c -o $@ $(LDFLAGS) $(if $(TLS),-lssl -lcrypto)
 $(BUILD)/chat-short: main.c index.html
-	$(COMPILE) -DSECOND=$(or $(SHORT),100) -DUNFINISHED_MAX=4194304 -DCHANNELS_MAX=8 \
+	$(COMPILE) -DSECOND=200 -DUNFINISHED_MAX=4194304 -DCHANNELS_MAX=8 \
 	    -DHISTORY=65536 -DMESSAGE_MAX=16000 main.c -o $@
 $(BUILD)/chat-large: main.c index.html
 	$(COMPILE) -DMESSAGE_MAX=16777216 -DHISTORY=67108864 main.c -o $@
@@ -33,7 +33,7 @@ run: $(CHAT) ## builds and starts it: make run ARGS='-p 8000'
 test: $(CHAT) $(TESTS) ## all tests; PARTS='unit bus' only these
 	@CHAT=$(CHAT) BUILD=$(BUILD) test/run $(PARTS)
 sanitize: ## the tests under ASan and UBSan
-	@ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 $(MAKE) test SHORT=200 HARDEN= PARTS="$(or $(PARTS),unit server bus nats tls clients)" \
+	@ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 $(MAKE) test HARDEN= PARTS="$(or $(PARTS),unit server bus nats tls clients)" \
 	    CHAT=build/asan/chat BUILD=build/asan CFLAGS="$(SANITIZE)"
 valgrind: ## some of the tests under valgrind
 	@$(MAKE) --no-print-directory CFLAGS='-O1 -g -include test/openat2.h' \

@@ -895,7 +895,7 @@ static void channel_append(struct channel *ch, struct message m) {
  * are. Clocks do not matter.
  */
 #define ALIVE_TIME  5000  /* of silence, or without progress */
-#define RECENT      1500  /* who lives has said something since then */
+#define RECENT      1100  /* who lives has said something since then */
 #define GIVE_UP     20000 /* then what is missing is lost */
 #define HELLO_TIME  300   /* if nobody answers for so long, we are alone */
 #define CATCH_UP    2000  /* for the history, then clients are let in */
