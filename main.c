@@ -763,10 +763,10 @@ static size_t client_send(struct client *c, void *bytes, size_t size) {
     return n > 0 ? n : 0;
 }
 
-/* Sends all that is due, until it is out or the kernel's buffer is full. Who is
- * closing is shut then: our half is closed, and we read on until theirs is. A
- * close() now could answer bytes on their way to us with a reset, and that
- * could reach the client before what it was sent. */
+/* Sends all that is due, until it is out or the kernel's buffer is full. A
+ * client that is closing is shut then: we close our half, and read on until it
+ * closes its own. A close() at once would answer bytes that are on their way to
+ * us with a reset, which could destroy what the client has not read yet. */
 static void client_flush(struct client *c) {
     struct log *log = c->channel ? &c->channel->log : NULL;
     while (!c->dead && !c->blocked && !c->shut) {
@@ -796,7 +796,9 @@ static void client_flush(struct client *c) {
         } else if (log && c->cursor < log->head) c->boundary = log->head;
         else break;
     }
-    client_watch(c);
+    /* After most deliveries there is nothing to tell epoll or to count. */
+    if (c->held || c->closing || c->blocked != !!(c->interest & EPOLLOUT))
+        client_watch(c);
 }
 
 /* ---- 8. Channels --------------------------------------------------------
@@ -1236,8 +1238,8 @@ static int64_t bus_tick(void) {
 
 /* Joins the group by the interface's name: made anew, it is another one. */
 static void bus_join(void) {
-    unsigned interface = if_nametoindex(s.option['i']);
-    if (!s.bus.group || interface == s.bus.interface) return;
+    unsigned interface = s.bus.group ? if_nametoindex(s.option['i']) : 0;
+    if (interface == s.bus.interface) return;
     struct ip_mreqn member = {s.bus.to->sin_addr, {0}, s.bus.interface};
     if (s.now > 0) /* not at the start */
         warnx("bus: %s is %s", s.option['i'], interface ? "back" : "gone");
@@ -1986,6 +1988,7 @@ static bool client_request(struct client *c, struct buffer *in) {
  * did, then let out what came of it, and do what is due by time. So whatever
  * comes at once goes out at once, with one send() a client.
  */
+
 /* Handles the input that is here, as far as it is complete. Keeps what is
  * unfinished, and no memory where nothing is. */
 static void client_process(struct client *c) {
@@ -2004,7 +2007,7 @@ static void client_process(struct client *c) {
     else if (in == &s.input) buffer_add(&c->in, in->bytes, in->size);
     s.input.size = 0;
     if (c->out.size || c->closing) client_flush(c);
-    else client_watch(c);
+    client_watch(c);
 }
 
 /* A client's socket is ready: sends if it has room, reads if it has input. That
@@ -2141,8 +2144,8 @@ static void on_signal(int number) {
 
 static void server_run(void) {
     static struct epoll_event events[1024]; /* as many as talk at once */
-    int64_t start = clock_us(CLOCK_MONOTONIC) - 1000,
-            next = 0; /* from 1 on: 0 is "never" */
+    /* The clock begins at 1 ms, as 0 means "never" or "not set". */
+    int64_t start = clock_us(CLOCK_MONOTONIC) - 1000, next = 0;
     while (!s.stop_at ||
            (s.now < s.stop_at && (s.connections || !bus_room(0)))) {
         int n = epoll_wait(s.epoll, events, 1024, next - s.now);
