@@ -18,14 +18,13 @@
  * round channel_flush and bus_flush. At the other instances: bus_readable,
  * bus_data_in, peer_advance, bus_deliver, channel_append, channel_flush.
  *
- *   1  Limits                  9  The bus, between instances (last)
- *   2  Tools: bytes and text  10  NATS, another bus (skip at first)
- *   3  The log                11  A message comes in
- *   4  Hashes (skip)          12  HTTP: the request
- *   5  WebSocket frames       13  HTTP: the answers
- *   6  The data               14  Files (skip at first)
- *   7  Clients                15  Conversations
- *   8  Channels               16  The event loop        17  Options, the start
+ *   1  Limits              8  Channels                 15  HTTP: the answers
+ *   2  Tools               9  The bus: its data        16  Files *
+ *   3  The log            10  The bus at work (last)   17  Conversations
+ *   4  Hashes *           11  The bus: its start *     18  The event loop
+ *   5  WebSocket frames   12  NATS, another bus *      19  Options, the start
+ *   6  The data           13  A message comes in
+ *   7  Clients            14  HTTP: the request         * skip at first
  *
  * Build and run:  cc main.c -o chat && ./chat      (Linux 5.6, for openat2)
  * SPDX-License-Identifier: MIT
@@ -479,114 +478,6 @@ struct channel {
     char name[CHANNEL_NAME + 1];
 };
 
-/* What instances send each other, in little-endian order. A DATA carries whole
- * messages, or a piece of one that is too large for one datagram; its pieces
- * follow each other. A message: the channel's name, a NUL, and the frame as it
- * stands in a log.
- *
- *   0    mac: of all that follows     DATA:   40  message: number of the first;
- *   20   kind, 21 flags                           0: a piece, not the first
- *   22   0                                    48  the messages
- *   24   sender                       STATUS: 40  an entry for each sender that
- *   32   number: counts a sender's                it knows, itself first
- *        DATA; and so its STATUS      LEAVE:  the same, and the last one
- */
-enum { DATA = 1, STATUS, LEAVE };
-enum { SETTLED = 1, LACKS = 2, WAITS = 4 };
-#define DATA_MAX  1152 /* so that an MTU of 1,280 never cuts it in two */
-#define WINDOW    64   /* datagrams under way at most */
-#define KEPT      8192 /* datagrams kept, of all senders */
-#define PEERS_MAX 36   /* senders known, also dead ones, and ourselves */
-
-/* What the sender of a STATUS has of sender `id`: it keeps datagrams [base,
- * next), delivered all before next, and lacks [next, gap). */
-struct entry {
-    uint64_t id, base, next, gap;
-};
-
-struct datagram {
-    uint8_t mac[SHA1_SIZE], kind, flags, zero[2];
-    uint64_t sender, number;
-    union {
-        struct {
-            uint64_t message;
-            uint8_t bytes[DATA_MAX];
-        };
-        struct entry known[PEERS_MAX];
-    };
-};
-#define STATUS_HEADER 40
-#define DATA_HEADER   48
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "see above");
-
-struct kept {
-    int64_t sent; /* when it was last seen on the network */
-    size_t size;
-    struct datagram d;
-};
-
-/* An instance that we know of, perhaps a dead one. Its stream is all DATA that
- * it ever sent, numbered. peers[0] is this instance. Where id is 0, this place
- * and all behind it were never used.
- *
- * id          the older, the smaller
- * base, next  as in struct entry: what we have of its stream. base 0: we do not
- *             trust it yet, it may be old datagrams that somebody has recorded
- * head        the end of its stream, as far as we have heard
- * acked       it has all of our stream before this
- * message     the number of its message that comes next; 0: we do not know
- * status      the number of its latest STATUS
- * heard       when it last said something, ...
- * progress    ... got on with our stream, or had all of it, ...
- * taken       ... and when we got on with its stream, or had all of it
- * settled     it is alive, and no newcomer any more
- * stuck       it is new, or dead, or makes no progress: nobody waits for
- *             it, until it has everything
- * in          messages that wait for room, or the first pieces of one
- */
-struct peer {
-    uint64_t id, base, next, head, acked, message, status;
-    int64_t heard, progress, taken;
-    bool alive, settled, stuck;
-    struct buffer in;
-};
-
-/* fd          -1: no UDP bus
- * to          the group, or a list of peers
- * off_machine its datagrams leave this machine
- * interface   its index, 0 if it is gone; one that is made anew has another
- * kept        a ring, in the order of coming and going; kept_end were put there
- * place       where in it, by peer and number % KEPT: see peer_kept
- * out         messages to be sent at the end of the round, in one datagram; or
- *             a single one that is too large for that
- * posted      the number of the message that is posted next
- * status_at   when a STATUS is due in any case
- * flags       LACKS and WAITS, if we have to ask the others for something
- * again_at    when one is due because we ask, or because we have sent DATA
- * gap         from again_at to the next again_at: it doubles, up to a second
- * nats        the connection to the NATS server, NULL: there is none
- * addresses   of the NATS server, NULL: it is not our bus; at: the next to try
- * login       what we say to it first
- */
-struct bus {
-    int fd, to_count;
-    struct sockaddr_in to[PEERS_MAX];
-    bool group, off_machine;
-    unsigned interface;
-    uint8_t key[64];
-    struct peer peers[PEERS_MAX];
-    struct kept kept[KEPT];
-    uint64_t kept_end;
-    uint16_t place[PEERS_MAX][KEPT];
-    struct buffer out;
-    uint64_t posted;
-    uint8_t flags;
-    int64_t status_at, again_at, gap;
-    struct client *nats;
-    struct addrinfo *addresses, *at;
-    struct buffer login;
-};
-
 /* option      by letter; NULL: not given
  * home        the folder in which we were started
  * tls         for new clients; NULL: plain TCP
@@ -610,7 +501,6 @@ static struct server {
     size_t held, turn;
     struct channel channels[CHANNELS_MAX];
     struct buffer input;
-    struct bus bus;
 } s;
 
 /* ---- 7. Clients ---------------------------------------------------------
@@ -797,8 +687,8 @@ static void client_flush(struct client *c) {
         else break;
     }
     /* After most deliveries there is nothing to tell epoll or to count. */
-    if (c->held || c->closing || c->blocked != !!(c->interest & EPOLLOUT))
-        client_watch(c);
+    bool same = c->blocked == !!(c->interest & EPOLLOUT);
+    if (c->out.size || c->held || c->closing || !same) client_watch(c);
 }
 
 /* ---- 8. Channels --------------------------------------------------------
@@ -868,9 +758,9 @@ static void channel_append(struct channel *ch, struct message m) {
     ch->dirty = s.dirty = true;
 }
 
-/* ---- 9. The bus (read it last) ------------------------------------------
+/* ---- 9. The bus: its data -----------------------------------------------
  * UDP: datagrams get lost, come twice or in another order. DATA carries our
- * stream of messages, STATUS tells what we have of whom (see struct datagram).
+ * stream of messages, STATUS tells what we have of whom.
  *
  *        sender                         receiver
  *          | --- DATA 7 [hi!] ---------> |  delivers it
@@ -879,9 +769,113 @@ static void channel_append(struct channel *ch, struct message m) {
  *          | <-- STATUS next 8, gap 9 -- |  "I have all before 8, lack 8"
  *          | --- DATA 8 [how are you?] > |  delivers both
  *
- * The memory is one ring of datagrams, in the order in which they went out or
- * came in. Repair and history are one act, to send some of them again:
+ * What went out or came in is kept in one ring of datagrams, in that order.
+ * Repair and history are one act, to send some of them again.
+ */
+
+/* What instances send each other, in little-endian order. A DATA carries whole
+ * messages, or a piece of one that is too large for one datagram; its pieces
+ * follow each other. A message: the channel's name, a NUL, and the frame as it
+ * stands in a log.
  *
+ *   0    mac: of all that follows     DATA:   40  message: number of the first;
+ *   20   kind, 21 flags                           0: a piece, not the first
+ *   22   0                                    48  the messages
+ *   24   sender                       STATUS: 40  an entry for each sender that
+ *   32   number: counts a sender's                it knows, itself first
+ *        DATA; and so its STATUS      LEAVE:  the same, and the last one
+ */
+enum { DATA = 1, STATUS, LEAVE };
+enum { SETTLED = 1, LACKS = 2, WAITS = 4 };
+#define DATA_MAX  1152 /* so that an MTU of 1,280 never cuts it in two */
+#define WINDOW    64   /* datagrams under way at most */
+#define KEPT      8192 /* datagrams kept, of all senders */
+#define PEERS_MAX 36   /* senders known, also dead ones, and ourselves */
+
+/* What the sender of a STATUS has of sender `id`: it keeps datagrams [base,
+ * next), delivered all before next, and lacks [next, gap). */
+struct entry {
+    uint64_t id, base, next, gap;
+};
+
+struct datagram {
+    uint8_t mac[SHA1_SIZE], kind, flags, zero[2];
+    uint64_t sender, number;
+    union {
+        struct {
+            uint64_t message;
+            uint8_t bytes[DATA_MAX];
+        };
+        struct entry known[PEERS_MAX];
+    };
+};
+#define STATUS_HEADER 40
+#define DATA_HEADER   48
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "see above");
+
+struct kept {
+    int64_t sent; /* when it was last seen on the network */
+    size_t size;
+    struct datagram d;
+};
+
+/* An instance that we know of, perhaps a dead one. Its stream is all DATA that
+ * it ever sent, numbered. peers[0] is this instance. Where id is 0, this place
+ * and all behind it were never used.
+ *
+ * id          the older, the smaller
+ * base, next  as in struct entry: what we have of its stream. base 0: we do not
+ *             trust it yet, it may be old datagrams that somebody has recorded
+ * head        the end of its stream, as far as we have heard
+ * acked       it has all of our stream before this
+ * message     the number of its message that comes next; 0: we do not know
+ * status      the number of its latest STATUS
+ * heard       when it last said something, ...
+ * progress    ... got on with our stream, or had all of it, ...
+ * taken       ... and when we got on with its stream, or had all of it
+ * settled     it is alive, and no newcomer any more
+ * stuck       it is new, or dead, or makes no progress: nobody waits for
+ *             it, until it has everything
+ * in          messages that wait for room, or the first pieces of one
+ */
+struct peer {
+    uint64_t id, base, next, head, acked, message, status;
+    int64_t heard, progress, taken;
+    bool alive, settled, stuck;
+    struct buffer in;
+};
+
+/* fd          -1: no UDP bus
+ * to          the group, or a list of peers
+ * off_machine its datagrams leave this machine
+ * interface   its index, 0 if it is gone; one that is made anew has another
+ * kept        a ring, in the order of coming and going; kept_end were put there
+ * place       where in it, by peer and number % KEPT: see peer_kept
+ * out         messages to be sent at the end of the round, in one datagram; or
+ *             a single one that is too large for that
+ * posted      the number of the message that is posted next
+ * status_at   when a STATUS is due in any case
+ * flags       LACKS and WAITS, if we have to ask the others for something
+ * again_at    when one is due because we ask, or because we have sent DATA
+ * gap         from again_at to the next again_at: it doubles, up to a second
+ */
+static struct bus {
+    int fd, to_count;
+    struct sockaddr_in to[PEERS_MAX];
+    bool group, off_machine;
+    unsigned interface;
+    uint8_t key[64];
+    struct peer peers[PEERS_MAX];
+    struct kept kept[KEPT];
+    uint64_t kept_end;
+    uint16_t place[PEERS_MAX][KEPT];
+    struct buffer out;
+    uint64_t posted;
+    uint8_t flags;
+    int64_t status_at, again_at, gap;
+} bus;
+
+/* ---- 10. The bus at work (read it last) ---------------------------------
  * - A sender sends again what others lack of its own; what a dead one said, all
  *   who have it do. What nobody sends within GIVE_UP is lost.
  * - Who is new says so (it is not SETTLED). The eldest then sends it all that
@@ -914,8 +908,8 @@ static void bus_error(const char *what) {
     warnx("bus: %.200s (%" PRId64 " so far)", what, count);
 }
 
-static struct peer *const self = s.bus.peers;
-static struct peer *const peers_end = s.bus.peers + PEERS_MAX;
+static struct peer *const self = bus.peers;
+static struct peer *const peers_end = bus.peers + PEERS_MAX;
 
 /* Finds a sender, or makes one: in a free place, or that of who is dead for
  * longest. It counts when it is known where its stream begins. */
@@ -935,18 +929,18 @@ static struct peer *peer_get(uint64_t id, bool make) {
 
 /* To all other instances; what comes of it, their STATUS tells. */
 static void bus_transmit(const struct datagram *d, size_t size) {
-    for (int i = 0; i < s.bus.to_count; i++) {
-        const void *to = &s.bus.to[i];
-        ssize_t n = sendto(s.bus.fd, d, size, 0, to, sizeof *s.bus.to);
+    for (int i = 0; i < bus.to_count; i++) {
+        const void *to = &bus.to[i];
+        ssize_t n = sendto(bus.fd, d, size, 0, to, sizeof *bus.to);
         if (n < 0 && errno != EAGAIN) bus_error(strerror(errno));
     }
 }
 
 /* Puts a datagram of a sender into the ring, in the place of the oldest. */
 static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
-    size_t place = s.bus.kept_end++ % KEPT;
-    struct kept *k = &s.bus.kept[place];
-    s.bus.place[p - self][d->number % KEPT] = place;
+    size_t place = bus.kept_end++ % KEPT;
+    struct kept *k = &bus.kept[place];
+    bus.place[p - self][d->number % KEPT] = place;
     k->sent = s.now;
     k->size = size;
     memcpy(&k->d, d, size);
@@ -954,15 +948,15 @@ static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
 
 /* Datagram `number` of a sender, NULL if it is not in the ring. */
 static struct kept *peer_kept(const struct peer *p, uint64_t number) {
-    size_t place = s.bus.place[p - self][number % KEPT];
-    struct kept *k = &s.bus.kept[place];
+    size_t place = bus.place[p - self][number % KEPT];
+    struct kept *k = &bus.kept[place];
     return k->d.sender == p->id && k->d.number == number ? k : NULL;
 }
 
 /* Signs and sends a datagram of ours, and keeps a DATA. */
 static void bus_send(struct datagram *d, size_t size) {
     d->sender = self->id;
-    hmac(s.bus.key, &d->kind, size - SHA1_SIZE, d->mac);
+    hmac(bus.key, &d->kind, size - SHA1_SIZE, d->mac);
     if (d->kind == DATA) bus_keep(self, d, size);
     bus_transmit(d, size);
 }
@@ -970,31 +964,31 @@ static void bus_send(struct datagram *d, size_t size) {
 /* Sends what was posted: after each round, or when a datagram is full. */
 static void bus_flush(void) {
     struct datagram d = {.kind = DATA, .message = self->message};
-    for (size_t at = 0, n; at < s.bus.out.size; at += n) {
-        n = min(s.bus.out.size - at, DATA_MAX);
-        memcpy(d.bytes, s.bus.out.bytes + at, n);
+    for (size_t at = 0, n; at < bus.out.size; at += n) {
+        n = min(bus.out.size - at, DATA_MAX);
+        memcpy(d.bytes, bus.out.bytes + at, n);
         d.number = self->next++;
         bus_send(&d, DATA_HEADER + n);
-        d.message = 0;             /* if there are more, they are pieces */
-        if (s.bus.flags) continue; /* a STATUS is due soon anyway */
-        s.bus.gap = BEAT_FIRST;
-        s.bus.again_at = s.now + BEAT_FIRST;
+        d.message = 0;           /* if there are more, they are pieces */
+        if (bus.flags) continue; /* a STATUS is due soon anyway */
+        bus.gap = BEAT_FIRST;
+        bus.again_at = s.now + BEAT_FIRST;
     }
-    self->message = s.bus.posted;
-    s.bus.out.size = 0;
+    self->message = bus.posted;
+    bus.out.size = 0;
 }
 
 /* Takes a message from one of our clients. If it does not fit into the datagram
  * that is being filled, that one is sent first. */
 static void bus_post(const char *name, struct message m) {
-    struct buffer *out = &s.bus.out;
+    struct buffer *out = &bus.out;
     uint8_t header[FRAME_HEADER_MAX];
     size_t size = frame_header(header, m.opcode, m.size), n = strlen(name) + 1;
     if (out->size + n + size + m.size > DATA_MAX) bus_flush();
     buffer_add(out, name, n);
     buffer_add(out, header, size);
     buffer_add(out, m.bytes, m.size);
-    s.bus.posted++;
+    bus.posted++;
 }
 
 /* Has every peer that we wait for all of our stream, but for the last `window`
@@ -1082,7 +1076,7 @@ static bool peer_advance(struct peer *p) {
             buffer_add(&p->in, k->d.bytes, k->size - DATA_HEADER);
         p->taken = s.now;
         /* The sender waits for our receipt at the end of its window. */
-        if (++p->next % (WINDOW / 4) == 0) s.bus.status_at = s.now;
+        if (++p->next % (WINDOW / 4) == 0) bus.status_at = s.now;
     }
     return false;
 }
@@ -1096,7 +1090,7 @@ static void bus_data_in(struct peer *p, const struct datagram *d, size_t size) {
     if (p->alive) p->heard = s.now;
     peer_advance(p);
     /* It gets on, so ask soon; at random, so that not all ask at once. */
-    if (p->next < p->head) s.bus.gap = 2 + random() % 4;
+    if (p->next < p->head) bus.gap = 2 + random() % 4;
 }
 
 static void bus_resend(struct kept *k) {
@@ -1122,7 +1116,7 @@ static void bus_send_history(const struct entry *known,
     for (struct peer *p = self + 1; p < peers_end; p++)
         if (p->settled && p->id < self->id && s.now - p->heard < RECENT) return;
     for (int i = 0, count = 0; i < KEPT && count < WINDOW; i++) {
-        struct kept *k = &s.bus.kept[(s.bus.kept_end + i) % KEPT];
+        struct kept *k = &bus.kept[(bus.kept_end + i) % KEPT];
         const struct entry *e = known;
         while (e < end && e->id != k->d.sender) e++;
         if (e == end || k->d.number < e->next) continue;
@@ -1138,8 +1132,8 @@ static void bus_status_in(const struct datagram *d, size_t size) {
     const struct entry *end = e + (size - STATUS_HEADER) / sizeof *e;
     while (us < end && us->id != self->id) us++;
     if (e == end || e->id != d->sender || e->base == 0) return;
-    if (us == end) s.bus.status_at = min(s.bus.status_at, s.now + BEAT_FIRST);
-    if (d->flags & WAITS) s.bus.status_at = s.now; /* for our receipt */
+    if (us == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
+    if (d->flags & WAITS) bus.status_at = s.now; /* for our receipt */
     if (!from || d->number <= from->status) return;
     if (us == end && !from->status) return; /* it may be a recording */
     from->status = d->number;
@@ -1157,7 +1151,7 @@ static void bus_status_in(const struct datagram *d, size_t size) {
         /* Who may say how far a sender got: itself; of a dead one anybody; and
          * to a newcomer, who does not know yet who lives, anybody. */
         if (p != from && p->alive && s.settled) continue;
-        if (e->next > p->head) s.bus.gap = 2 + random() % 4; /* there is more */
+        if (e->next > p->head) bus.gap = 2 + random() % 4; /* there is more */
         if (e->next > p->head) p->head = e->next;
         if (e->base > p->next) peer_skip(p, e->base);
     }
@@ -1171,20 +1165,20 @@ static void bus_readable(void) {
     /* Ours first, so that the ring has the order that our clients saw. */
     bus_flush();
     for (int i = 0; i < 4 * WINDOW; i++) {
-        int size = recv(s.bus.fd, &d, sizeof d, MSG_TRUNC);
+        int size = recv(bus.fd, &d, sizeof d, MSG_TRUNC);
         if (size < 0) return;
         struct peer *p = peer_get(d.sender, false);
         if (p == self) continue; /* that is us */
         uint8_t mac[SHA1_SIZE] = {0};
         bool wrong = size < DATA_HEADER || size > (int)sizeof d || !d.sender;
-        if (!wrong) hmac(s.bus.key, &d.kind, size - SHA1_SIZE, mac);
+        if (!wrong) hmac(bus.key, &d.kind, size - SHA1_SIZE, mac);
         for (int j = 0; j < SHA1_SIZE; j++) wrong |= mac[j] != d.mac[j];
         if (wrong) bus_error("a datagram not of ours, or of another secret");
         else if (d.kind != DATA) bus_status_in(&d, size);
         else if (p && p->base) bus_data_in(p, &d, size);
     }
     /* There is more, and what we lack may be in it: this is no time to ask. */
-    s.bus.again_at = s.now + s.bus.gap;
+    bus.again_at = s.now + bus.gap;
 }
 
 /* Does it live, is it stuck? Gives up what nobody sends any more. Returns
@@ -1221,33 +1215,37 @@ static int64_t bus_tick(void) {
     bool complete = !missing && s.now >= (met ? 0 : HELLO_TIME);
     if (!s.settled && (complete || s.now >= CATCH_UP)) {
         s.settled = true;
-        s.bus.status_at = s.now; /* the others have to know */
+        bus.status_at = s.now; /* the others have to know */
     }
-    s.bus.flags = missing ? LACKS : 0;
-    if (!bus_room(s.stop_at ? 0 : WINDOW)) s.bus.flags |= WAITS;
-    if (s.bus.flags) s.bus.again_at = min(s.bus.again_at, s.now + s.bus.gap);
-    int64_t due = min(s.bus.again_at, s.bus.status_at);
-    bool again = s.now >= s.bus.again_at;
+    bus.flags = missing ? LACKS : 0;
+    if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
+    if (bus.flags) bus.again_at = min(bus.again_at, s.now + bus.gap);
+    int64_t due = min(bus.again_at, bus.status_at);
+    bool again = s.now >= bus.again_at;
     if (s.now < due) return due;
-    bus_send_status(STATUS, again ? s.bus.flags : 0);
-    if (again) s.bus.gap = min(s.bus.gap * 2, s.bus.flags ? ASK_MAX : SECOND);
-    if (again) s.bus.again_at = s.now + s.bus.gap;
-    s.bus.status_at = s.now + SECOND;
+    bus_send_status(STATUS, again ? bus.flags : 0);
+    if (again) bus.gap = min(bus.gap * 2, bus.flags ? ASK_MAX : SECOND);
+    if (again) bus.again_at = s.now + bus.gap;
+    bus.status_at = s.now + SECOND;
     return s.now; /* the next round finds out what is due then */
 }
 
+/* ---- 11. The bus: its start (skip at first) -----------------------------
+ * A socket for datagrams, to a multicast group or to a list of peers, and the
+ * secret. Left out: IPv6, and finding peers beyond one network.
+ */
+
 /* Joins the group by the interface's name: made anew, it is another one. */
 static void bus_join(void) {
-    unsigned interface = s.bus.group ? if_nametoindex(s.option['i']) : 0;
-    if (interface == s.bus.interface) return;
-    struct ip_mreqn member = {s.bus.to->sin_addr, {0}, s.bus.interface};
+    unsigned interface = bus.group ? if_nametoindex(s.option['i']) : 0;
+    if (interface == bus.interface) return;
+    struct ip_mreqn member = {bus.to->sin_addr, {0}, bus.interface};
     if (s.now > 0) /* not at the start */
         warnx("bus: %s is %s", s.option['i'], interface ? "back" : "gone");
-    setsockopt(s.bus.fd, IPPROTO_IP, IP_DROP_MEMBERSHIP, &member,
-               sizeof member);
-    s.bus.interface = member.imr_ifindex = interface;
-    setsockopt(s.bus.fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &member, sizeof member);
-    setsockopt(s.bus.fd, IPPROTO_IP, IP_MULTICAST_IF, &member, sizeof member);
+    setsockopt(bus.fd, IPPROTO_IP, IP_DROP_MEMBERSHIP, &member, sizeof member);
+    bus.interface = member.imr_ifindex = interface;
+    setsockopt(bus.fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &member, sizeof member);
+    setsockopt(bus.fd, IPPROTO_IP, IP_MULTICAST_IF, &member, sizeof member);
 }
 
 static struct addrinfo *resolve(const char *host, const char *port, int kind) {
@@ -1274,7 +1272,7 @@ static void bus_secret(const char *name) {
     if (fscanf(file, "%1024[^\r\n]", secret) != 1)
         errx(FAILURE, "%s: the secret is empty", name);
     fclose(file);
-    sha1(secret, strlen(secret), s.bus.key);
+    sha1(secret, strlen(secret), bus.key);
 }
 
 /* HOST:PORT: a multicast group; or a list of peers, one of them us. */
@@ -1283,15 +1281,15 @@ static void bus_addresses(void) {
     for (; host; host = strsep(&list, ",")) {
         port = strrchr(host, ':');
         if (!port || port == host || parse_number(port + 1) <= 0 ||
-            s.bus.to_count == PEERS_MAX - 1)
+            bus.to_count == PEERS_MAX - 1)
             errx(MISUSE, "--bus: not HOST:PORT,...: %s", s.option['b']);
         *port++ = '\0';
-        struct sockaddr_in *to = &s.bus.to[s.bus.to_count++];
+        struct sockaddr_in *to = &bus.to[bus.to_count++];
         memcpy(to, resolve(host, port, AF_INET)->ai_addr, sizeof *to);
         int first = ntohl(to->sin_addr.s_addr) >> 24;
-        s.bus.group |= first >= 224 && first < 240;
-        s.bus.off_machine |=
-            s.bus.group ? strcmp(s.option['i'], "lo") != 0 : first != 127;
+        bus.group |= first >= 224 && first < 240;
+        bus.off_machine |=
+            bus.group ? strcmp(s.option['i'], "lo") != 0 : first != 127;
     }
 }
 
@@ -1301,33 +1299,33 @@ static void bus_addresses(void) {
 static void bus_open(void) {
     const char *secret = s.option['s'];
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    s.bus.fd = must(fd, "socket");
+    bus.fd = must(fd, "socket");
     bus_addresses();
-    if (!secret && s.bus.off_machine)
+    if (!secret && bus.off_machine)
         errx(MISUSE,
              "the bus leaves this machine and needs a secret: (umask 077"
              "; head -c 32 /dev/urandom | base64 > secret), -s secret");
     if (secret && strcmp(secret, "none")) bus_secret(secret);
     set_option(fd, SOL_SOCKET, SO_RCVBUF, 4 << 20);
-    if (s.bus.group) {
+    if (bus.group) {
         must(if_nametoindex(s.option['i']) ? 0 : -1, s.option['i']);
         set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1);
         set_option(fd, IPPROTO_IP, IP_MULTICAST_ALL, 0);
-        set_option(fd, IPPROTO_IP, IP_MULTICAST_TTL, s.bus.off_machine);
+        set_option(fd, IPPROTO_IP, IP_MULTICAST_TTL, bus.off_machine);
         bus_join();
     }
-    struct sockaddr_in *to = s.bus.to, *any = to + s.bus.to_count;
+    struct sockaddr_in *to = bus.to, *any = to + bus.to_count;
     *any = *to;
     any->sin_addr.s_addr = INADDR_ANY;
     while (bind(fd, (struct sockaddr *)to, sizeof *to))
         if (to++ == any) must(-1, s.option['b']);
     self->id = clock_us(CLOCK_REALTIME) << 8 | getpid() % 256;
-    self->base = self->next = self->message = s.bus.posted = 1;
-    s.bus.gap = BEAT_FIRST;
+    self->base = self->next = self->message = bus.posted = 1;
+    bus.gap = BEAT_FIRST;
     srandom(self->id);
 }
 
-/* ---- 10. NATS, another bus (skip at first) ------------------------------
+/* ---- 12. NATS, another bus (skip at first) ------------------------------
  * For those who outgrow one network: the instances meet at a NATS server. The
  * connection is a client of ours that speaks its protocol, in lines:
  *
@@ -1341,10 +1339,20 @@ static void bus_open(void) {
 #define NATS_MAX    (1 << 20) /* of a line, and of what is behind it */
 #define NATS_UNSENT (4 << 20) /* then what is posted is dropped */
 
+/* client      the connection to the NATS server, NULL: there is none
+ * addresses   of the server, NULL: NATS is not our bus; at: the next to try
+ * login       what we say to it first
+ */
+static struct nats {
+    struct client *client;
+    struct addrinfo *addresses, *at;
+    struct buffer login;
+} nats;
+
 /* nats://[USER:PASSWORD@]HOST[:PORT], %XX in user and password is decoded. What
  * we say first is made here, so that neither has to be kept. */
 static void nats_open(char *url) {
-    struct buffer *out = &s.bus.login, shown = {0};
+    struct buffer *out = &nats.login, shown = {0};
     char *user = strdup(url + 7), *at = strrchr(user, '@');
     char *host = strdup(at ? at + 1 : user), *port = strrchr(host, ':');
     buffer_print(&shown, "nats://%s", host);
@@ -1356,7 +1364,7 @@ static void nats_open(char *url) {
     if (!percent_decode(user, false) || !percent_decode(password, false))
         errx(MISUSE, "--bus: a bad %%XX");
     if (port) *port++ = '\0';
-    s.bus.addresses = resolve(host, port ? port : "4222", AF_UNSPEC);
+    nats.addresses = resolve(host, port ? port : "4222", AF_UNSPEC);
     buffer_print(out, "CONNECT {\"user\":");
     buffer_json(out, user, strlen(user));
     buffer_print(out, ",\"pass\":");
@@ -1367,19 +1375,19 @@ static void nats_open(char *url) {
 
 /* Tries the next of the server's addresses. */
 static void nats_connect(void) {
-    struct addrinfo *to = s.bus.at ? s.bus.at : s.bus.addresses;
+    struct addrinfo *to = nats.at ? nats.at : nats.addresses;
     int type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
     int fd = socket(to->ai_family, type, 0);
     if (fd < 0) return;
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     (void)connect(fd, to->ai_addr, to->ai_addrlen); /* epoll tells the rest */
-    s.bus.at = to->ai_next;
-    s.bus.nats = client_add(fd, NATS);
-    s.bus.nats->pinged = true; /* it has REQUEST_TIME to say something */
+    nats.at = to->ai_next;
+    nats.client = client_add(fd, NATS);
+    nats.client->pinged = true; /* it has REQUEST_TIME to say something */
 }
 
 static void nats_post(const char *name, struct message m) {
-    struct client *c = s.bus.nats;
+    struct client *c = nats.client;
     bool ready = c && !c->dead && c->joined && c->out.size <= NATS_UNSENT;
     if (!ready) bus_error("NATS does not take it, a message is dropped");
     if (!ready) return;
@@ -1393,7 +1401,7 @@ static void nats_post(const char *name, struct message m) {
 
 static void nats_line(struct client *c, char *line) {
     if (!strncmp(line, "INFO ", 5) && !c->joined)
-        buffer_add(&c->out, s.bus.login.bytes, s.bus.login.size);
+        buffer_add(&c->out, nats.login.bytes, nats.login.size);
     else if (!strcmp(line, "PING")) buffer_print(&c->out, "PONG\r\n");
     else if (!strcmp(line, "PONG") && !c->joined) {
         warnx("joined %s", s.option['b']);
@@ -1432,21 +1440,21 @@ static bool nats_step(struct client *c, struct buffer *in) {
     return true;
 }
 
-/* ---- 11. A message comes in ---------------------------------------------
+/* ---- 13. A message comes in ---------------------------------------------
  * The heart of it: what a client says goes to all clients of its channel, here
  * and at the other instances. First there has to be room.
  */
 static bool server_room(struct channel *ch, size_t size) {
-    return (s.bus.fd < 0 || bus_room(WINDOW)) && channel_room(ch, size);
+    return (bus.fd < 0 || bus_room(WINDOW)) && channel_room(ch, size);
 }
 
 static void server_post(struct channel *ch, struct message m) {
     channel_append(ch, m);
-    if (s.bus.fd >= 0) bus_post(ch->name, m);
-    if (s.bus.addresses) nats_post(ch->name, m);
+    if (bus.fd >= 0) bus_post(ch->name, m);
+    if (nats.addresses) nats_post(ch->name, m);
 }
 
-/* ---- 12. HTTP: the request ----------------------------------------------
+/* ---- 14. HTTP: the request ----------------------------------------------
  * RFC 9112. One request a connection, read strictly: what could be understood
  * in two ways is refused, and at once where it can never become right. Left
  * out: trailers, chunks (411 says what to send instead), keep-alive.
@@ -1576,7 +1584,7 @@ static const char *request_parse(struct request *r, const char *in, size_t n) {
     return n - r->size < r->body_size ? NULL : "";
 }
 
-/* ---- 13. HTTP: the answers ----------------------------------------------
+/* ---- 15. HTTP: the answers ----------------------------------------------
  * The page is in the program: .incbin puts the file there as it is, and the
  * zero behind it makes it a string.
  */
@@ -1692,7 +1700,7 @@ static void answer_messages(struct request *r) {
     buffer_clear(&b);
 }
 
-/* ---- 14. Files (skip at first) ------------------------------------------
+/* ---- 16. Files (skip at first) ------------------------------------------
  * With -d. Files are read a piece at a time, so that any size needs the same
  * memory. Left out: several ranges, compression, dates as versions.
  */
@@ -1826,7 +1834,7 @@ static void answer_file(struct request *r) {
     if (fd >= 0 && r->client->file != fd) close(fd);
 }
 
-/* ---- 15. Conversations --------------------------------------------------
+/* ---- 17. Conversations --------------------------------------------------
  * RFC 6455: the handshake (4.2), then frames until a close. A message is looked
  * at when all of it is here. Left out: extensions, subprotocols. At the end,
  * how a request is answered, which may be by such a handshake.
@@ -1983,7 +1991,7 @@ static bool client_request(struct client *c, struct buffer *in) {
     return c->protocol == WEBSOCKET;
 }
 
-/* ---- 16. The event loop -------------------------------------------------
+/* ---- 18. The event loop -------------------------------------------------
  * A round: wait until something happens (epoll_wait), read from all for whom it
  * did, then let out what came of it, and do what is due by time. So whatever
  * comes at once goes out at once, with one send() a client.
@@ -2069,8 +2077,8 @@ static void server_tend(void) {
     if (s.now < s.second_at) return;
     s.second_at = s.now + SECOND;
     s.accept_due = true; /* there may be descriptors by now */
-    if (s.bus.addresses && !s.bus.nats && !s.stop_at) nats_connect();
-    if (s.bus.addresses && s.now >= CATCH_UP) s.settled = true;
+    if (nats.addresses && !nats.client && !s.stop_at) nats_connect();
+    if (nats.addresses && s.now >= CATCH_UP) s.settled = true;
     bus_join();
 }
 
@@ -2094,7 +2102,7 @@ static void server_reap(void) {
         s.connections -= c->protocol != NATS;
         if (c->joined) warnx("lost %s", s.option['b']);
         else if (c->protocol == NATS) bus_error("cannot join the NATS server");
-        if (c->protocol == NATS) s.bus.nats = NULL;
+        if (c->protocol == NATS) nats.client = NULL;
         SSL_free(c->tls);
         close(c->fd);
         if (c->file > 0) close(c->file);
@@ -2128,8 +2136,8 @@ static int64_t server_flush(void) {
         if (ch->dirty || ch->cut_at) channel_flush(ch);
     if (s.waiting || s.now >= s.second_at) server_tend();
     bus_flush();
-    if (s.bus.nats) client_flush(s.bus.nats);
-    int64_t next = s.bus.fd >= 0 ? bus_tick() : s.second_at;
+    if (nats.client) client_flush(nats.client);
+    int64_t next = bus.fd >= 0 ? bus_tick() : s.second_at;
     server_reap();
     if (s.accept_due && s.settled && !s.stop_at) server_accept();
     fflush(stdout);
@@ -2161,7 +2169,7 @@ static void server_run(void) {
         for (int i = 0; i < n; i++) {
             int fd = events[i].data.fd;
             if (s.clients[fd]) client_read(s.clients[fd], events[i].events);
-            else if (fd == s.bus.fd) bus_readable();
+            else if (fd == bus.fd) bus_readable();
             else s.accept_due = true;
             server_bound();
         }
@@ -2169,7 +2177,7 @@ static void server_run(void) {
     }
 }
 
-/* ---- 17. Options and the start ------------------------------------------
+/* ---- 19. Options and the start ------------------------------------------
  * What is wrong ends the start, in one line: status 2 for an option, 1 for what
  * the machine refuses. Left out: a config file, a daemon, users to change to;
  * systemd or a container has them.
@@ -2249,7 +2257,7 @@ static void server_listen(void) {
         err(FAILURE, "listen: %s:%s", host, port);
     struct sockaddr_in6 bound; /* the port is where IPv4 has it, too */
     getsockname(fd, (struct sockaddr *)&bound, &(socklen_t){sizeof bound});
-    bool ipv6 = strchr(host, ':'), group = s.bus.group;
+    bool ipv6 = strchr(host, ':'), group = bus.group;
     warnx("listening on http%s://%s%s%s:%d/, bus %s%s%s", s.tls ? "s" : "",
           ipv6 ? "[" : "", host, ipv6 ? "]" : "", ntohs(bound.sin6_port),
           s.option['b'], group ? " on " : "", group ? s.option['i'] : "");
@@ -2262,7 +2270,7 @@ static void server_watch(int fd, uint32_t events) {
 }
 
 static void server_open(void) {
-    char *bus = (char *)s.option['b'];
+    char *where = (char *)s.option['b'];
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = min(limit.rlim_max, 1 << 20);
@@ -2276,16 +2284,16 @@ static void server_open(void) {
     /* What nohup has set stays, but with TLS this is no good-bye. */
     if (signal(SIGHUP, on_signal) == SIG_IGN && !s.tls) signal(SIGHUP, SIG_IGN);
     s.epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
-    s.bus.fd = -1;
-    if (!strncmp(bus, "nats://", 7)) nats_open(bus);
-    else if (!strcmp(bus, "none")) s.settled = true;
+    bus.fd = -1;
+    if (!strncmp(where, "nats://", 7)) nats_open(where);
+    else if (!strcmp(where, "none")) s.settled = true;
     else if (MESSAGE_MAX > 64000)
         errx(MISUSE, "--bus: messages of that size need -b none");
     else bus_open();
     server_listen();
     channel_get(""); /* needs a descriptor: later there may be none */
     server_watch(s.listener, EPOLLIN | EPOLLET);
-    if (s.bus.fd >= 0) server_watch(s.bus.fd, EPOLLIN);
+    if (bus.fd >= 0) server_watch(bus.fd, EPOLLIN);
 }
 
 int main(int argc, char **argv) {
@@ -2296,6 +2304,6 @@ int main(int argc, char **argv) {
     options_parse(argc, argv);
     server_open();
     server_run();
-    if (s.bus.fd >= 0) bus_send_status(LEAVE, 0);
+    if (bus.fd >= 0) bus_send_status(LEAVE, 0);
     return 0;
 }

@@ -107,19 +107,19 @@ static void fuzz_text(const uint8_t *data, size_t size) {
 
 /* ---- A server without a network ----------------------------------------- */
 
-static int bus[2]; /* what is sent to bus[1], it hears */
+static int ends[2]; /* what is sent to ends[1], it hears */
 
 static void start(void) {
     for (int i = 0; i < CHANNELS_MAX && s.channels[i].log.ring; i++)
         munmap(s.channels[i].log.ring, 2 * LOG_SIZE);
     memset(s.channels, 0, sizeof s.channels);
-    for (int i = 0; i < PEERS_MAX; i++) buffer_clear(&s.bus.peers[i].in);
-    memset(s.bus.kept, 0, min(s.bus.kept_end, KEPT) * sizeof *s.bus.kept);
-    memset(s.bus.peers, 0, sizeof s.bus.peers);
-    s.bus.fd = bus[0];
-    s.bus.peers[0] = (struct peer){.id = 100, .base = 1, .next = 1};
-    s.bus.peers[0].message = s.bus.posted = s.bus.to_count = 1;
-    s.bus.kept_end = s.bus.status_at = s.bus.again_at = s.second_at = 0;
+    for (int i = 0; i < PEERS_MAX; i++) buffer_clear(&bus.peers[i].in);
+    memset(bus.kept, 0, min(bus.kept_end, KEPT) * sizeof *bus.kept);
+    memset(bus.peers, 0, sizeof bus.peers);
+    bus.fd = ends[0];
+    bus.peers[0] = (struct peer){.id = 100, .base = 1, .next = 1};
+    bus.peers[0].message = bus.posted = bus.to_count = 1;
+    bus.kept_end = bus.status_at = bus.again_at = s.second_at = 0;
     s.settled = s.now = 1;
 }
 
@@ -137,7 +137,7 @@ static void invariants(void) {
         CHECK(!log || (c->channel->low <= c->cursor && log->tail <= c->cursor &&
                        c->cursor <= c->boundary && c->boundary <= log->head));
     }
-    CHECK(held == s.held && (held <= UNFINISHED_MAX || s.bus.nats));
+    CHECK(held == s.held && (held <= UNFINISHED_MAX || nats.client));
     for (int i = 0; i < CHANNELS_MAX && s.channels[i].log.ring; i++) {
         struct log *log = &s.channels[i].log;
         uint64_t at = log->tail, count = 0;
@@ -148,7 +148,7 @@ static void invariants(void) {
         CHECK(at == log->head && count == s.channels[i].count);
         CHECK(log->head - log->tail <= LOG_SIZE);
     }
-    for (struct peer *p = s.bus.peers; p < s.bus.peers + PEERS_MAX; p++)
+    for (struct peer *p = bus.peers; p < bus.peers + PEERS_MAX; p++)
         CHECK(p->base <= p->next && p->in.size < 64 * sizeof(struct datagram));
 }
 
@@ -175,7 +175,7 @@ static int client_make(enum protocol protocol, int room) {
     struct client *c = client_add(pair[0], protocol);
     if (protocol == WEBSOCKET) channel_insert(channel_get(""), c);
     if (c->channel) c->cursor = c->boundary = c->channel->log.head;
-    if (protocol == NATS) s.bus.nats = c;
+    if (protocol == NATS) nats.client = c;
     return pair[1];
 }
 
@@ -221,7 +221,7 @@ static ssize_t converse(const uint8_t *bytes, size_t size, size_t cut,
                         enum protocol protocol, struct buffer *logs) {
     static char all[1 << 20];
     start();
-    s.bus.fd = -1; /* so that no datagram has to be signed */
+    bus.fd = -1; /* so that no datagram has to be signed */
     int far = client_make(protocol, 0);
     for (int i = 0; i < 2; i++, bytes += cut, cut = size - cut) {
         if (cut) send(far, bytes, cut, MSG_NOSIGNAL);
@@ -232,7 +232,7 @@ static ssize_t converse(const uint8_t *bytes, size_t size, size_t cut,
     for (int i = 0; i < CHANNELS_MAX && s.channels[i].log.head; i++)
         buffer_add(logs, s.channels[i].log.ring, s.channels[i].log.head);
     close(far);
-    while (s.connections || s.bus.nats) rounds(1);
+    while (s.connections || nats.client) rounds(1);
     return protocol == NATS ? 0 : n;
 }
 
@@ -268,8 +268,8 @@ static void datagram(void) {
     for (size_t i = 0; d.kind != DATA && i < n % 8 * 4; i++)
         (&d.known->id)[i] = take() + (i % 4 ? 0 : 100);
     if (d.kind != DATA) size = STATUS_HEADER + n % 8 * sizeof *d.known;
-    hmac(s.bus.key, &d.kind, size - SHA1_SIZE, d.mac);
-    if (send(bus[1], &d, size, 0) >= 0) bus_readable();
+    hmac(bus.key, &d.kind, size - SHA1_SIZE, d.mac);
+    if (send(ends[1], &d, size, 0) >= 0) bus_readable();
 }
 
 static void fuzz_chat(void) {
@@ -302,9 +302,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         stderr = fopen("/dev/null", "w"); /* "peer joined", a million times */
         signal(SIGPIPE, SIG_IGN);
         s.epoll = epoll_create1(EPOLL_CLOEXEC);
-        socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, bus);
+        socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends);
         s.option['i'] = s.option['q'] = "lo";
-        buffer_print(&s.bus.login, "CONNECT\r\n");
+        buffer_print(&nats.login, "CONNECT\r\n");
     }
     if (size == 0) return 0;
     switch (*data % 5) {

@@ -220,15 +220,15 @@ static ssize_t unit_sendto(const void *datagram, size_t size) {
 
 /* Begins anew, as instance `id` of the bus; 0: without one. */
 static void start(uint64_t id) {
-    for (int i = 0; i < PEERS_MAX; i++) buffer_clear(&s.bus.peers[i].in);
-    memset(s.bus.kept, 0, min(s.bus.kept_end, KEPT) * sizeof *s.bus.kept);
-    buffer_clear(&s.bus.out);
-    memset(&s.bus, 0, (char *)s.bus.kept - (char *)&s.bus);
-    memset(&s.bus.out, 0, (char *)(&s.bus + 1) - (char *)&s.bus.out);
-    s.bus.peers[0] = (struct peer){ .id = id, .base = 1, .next = 1 };
-    s.bus.peers[0].message = s.bus.posted = s.bus.to_count = s.now = 1;
-    s.bus.fd = id ? line[0] : -1;
-    s.bus.kept_end = sent_count = 0;
+    for (int i = 0; i < PEERS_MAX; i++) buffer_clear(&bus.peers[i].in);
+    memset(bus.kept, 0, min(bus.kept_end, KEPT) * sizeof *bus.kept);
+    buffer_clear(&bus.out);
+    memset(&bus, 0, (char *)bus.kept - (char *)&bus);
+    memset(&bus.out, 0, (char *)(&bus + 1) - (char *)&bus.out);
+    bus.peers[0] = (struct peer){ .id = id, .base = 1, .next = 1 };
+    bus.peers[0].message = bus.posted = bus.to_count = s.now = 1;
+    bus.fd = id ? line[0] : -1;
+    bus.kept_end = sent_count = 0;
     s.settled = true;
     for (struct channel *ch = s.channels; ch->log.ring; ch++) {
         ch->log.tail = ch->low = ch->log.head;
@@ -339,7 +339,7 @@ static const char *heard(void) {
 
 /* A datagram comes in, signed. */
 static void hear(struct datagram *d, size_t size) {
-    hmac(s.bus.key, &d->kind, size - SHA1_SIZE, d->mac);
+    hmac(bus.key, &d->kind, size - SHA1_SIZE, d->mac);
     if (send(line[1], d, size, 0) >= 0) bus_readable();
 }
 
@@ -413,7 +413,7 @@ static void bus_rules(void) {
     data(7, 1 + WINDOW + 1, "x"); /* too far ahead */
     sent_count = 0;
     bus_tick();
-    ok(!strcmp(heard(), "a") && s.bus.peers[1].alive && s.bus.kept_end == 2,
+    ok(!strcmp(heard(), "a") && bus.peers[1].alive && bus.kept_end == 2,
        "recordings do nothing");
     ok(sent_count == 1 && sent->d.flags & LACKS && sent->d.known[1].next == 2 &&
            sent->d.known[1].gap == 3,
