@@ -18,13 +18,13 @@
  * round channel_flush and bus_flush. At the other instances: bus_readable,
  * bus_data_in, peer_advance, bus_deliver, channel_append, channel_flush.
  *
- *   1  Limits              8  Channels                 15  HTTP: the answers
- *   2  Tools               9  The bus: its data        16  Files *
- *   3  The log            10  The bus at work (last)   17  Conversations
- *   4  Hashes *           11  The bus: its start *     18  The event loop
- *   5  WebSocket frames   12  NATS, another bus *      19  Options, the start
- *   6  The data           13  A message comes in
- *   7  Clients            14  HTTP: the request         * skip at first
+ *   1  Limits               8  Clients                15  HTTP: the request
+ *   2  Tools                9  Channels               16  HTTP: the answers
+ *   3  The log             10  The bus: its data      17  Files *
+ *   4  Hashes *            11  The bus at work (last) 18  Conversations
+ *   5  WebSocket frames    12  The bus: its start *   19  The event loop
+ *   6  The data            13  NATS, another bus *    20  Options, the start
+ *   7  TLS *               14  A message comes in         * skip at first
  *
  * Build and run:  cc main.c -o chat && ./chat      (Linux 5.6, for openat2)
  * SPDX-License-Identifier: MIT
@@ -35,7 +35,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
@@ -503,15 +502,8 @@ static struct server {
     struct buffer input;
 } s;
 
-/* ---- 7. Clients ---------------------------------------------------------
- * A socket is a descriptor whose other end is across the network. Ours never
- * wait: where recv() has nothing or send() finds no room, errno is EAGAIN, and
- * epoll tells when to try again (EPOLLIN: to read, EPOLLOUT: to send).
- *
- * What a client is sent, in this order: the rest of what has begun to go out of
- * the log, its private bytes, a file, the log.
- *
- * First TLS (make TLS=1; skip it at first). After EAGAIN, OpenSSL must be given
+/* ---- 7. TLS (skip at first) ---------------------------------------------
+ * For https and wss (make TLS=1), by OpenSSL. After EAGAIN, it must be given
  * the same bytes again (more may follow). It is, because a cursor only moves
  * past what was sent.
  */
@@ -547,10 +539,9 @@ static bool tls_open(struct client *c) {
 }
 
 /* As send() and recv(), but the end of the stream is an error, too. */
-static int tls_move(struct client *c, bool send, void *bytes, int size) {
+static int tls_move(struct client *c, bool send, void *at, int size) {
     ERR_clear_error();
-    int n =
-        send ? SSL_write(c->tls, bytes, size) : SSL_read(c->tls, bytes, size);
+    int n = send ? SSL_write(c->tls, at, size) : SSL_read(c->tls, at, size);
     if (n > 0) return n;
     int error = SSL_get_error(c->tls, n);
     bool write = error == SSL_ERROR_WANT_WRITE;
@@ -567,6 +558,14 @@ static int tls_move(struct client *c, bool send, void *bytes, int size) {
 #define SSL_free(tls)           ((void)(tls))
 #endif
 
+/* ---- 8. Clients ---------------------------------------------------------
+ * A socket is a descriptor whose other end is across the network. Ours never
+ * wait: where recv() has nothing or send() finds no room, errno is EAGAIN, and
+ * epoll tells when to try again (EPOLLIN: to read, EPOLLOUT: to send).
+ *
+ * What a client is sent, in this order: the rest of what has begun to go out of
+ * the log, its private bytes, a file, the log.
+ */
 static void channel_remove(struct client *c) {
     if (!c->channel) return;
     *c->link = c->next;
@@ -644,9 +643,8 @@ static struct client *client_add(int fd, enum protocol protocol) {
 }
 
 /* Returns how many bytes went out; if not all, the client is blocked. */
-static size_t client_send(struct client *c, void *bytes, size_t size) {
-    ssize_t n =
-        c->tls ? tls_move(c, true, bytes, size) : send(c->fd, bytes, size, 0);
+static size_t client_send(struct client *c, void *at, size_t size) {
+    ssize_t n = c->tls ? tls_move(c, true, at, size) : send(c->fd, at, size, 0);
     if (n <= 0 && errno != EAGAIN) client_drop(c);
     c->blocked = n < (ssize_t)size;
     if (n > 0 && c->closing) c->deadline = s.now + IDLE_TIME;
@@ -691,7 +689,7 @@ static void client_flush(struct client *c) {
     if (c->out.size || c->held || c->closing || !same) client_watch(c);
 }
 
-/* ---- 8. Channels --------------------------------------------------------
+/* ---- 9. Channels --------------------------------------------------------
  * Made when first named. A message is appended to the log once, and after the
  * round each client gets all that is new with one send().
  *
@@ -758,7 +756,7 @@ static void channel_append(struct channel *ch, struct message m) {
     ch->dirty = s.dirty = true;
 }
 
-/* ---- 9. The bus: its data -----------------------------------------------
+/* ---- 10. The bus: its data -----------------------------------------------
  * UDP: datagrams get lost, come twice or in another order. DATA carries our
  * stream of messages, STATUS tells what we have of whom.
  *
@@ -845,7 +843,7 @@ struct peer {
     struct buffer in;
 };
 
-/* fd          -1: no UDP bus
+/* fd          0: no UDP bus
  * to          the group, or a list of peers
  * off_machine its datagrams leave this machine
  * interface   its index, 0 if it is gone; one that is made anew has another
@@ -875,7 +873,7 @@ static struct bus {
     int64_t status_at, again_at, gap;
 } bus;
 
-/* ---- 10. The bus at work (read it last) ---------------------------------
+/* ---- 11. The bus at work (read it last) ---------------------------------
  * - A sender sends again what others lack of its own; what a dead one said, all
  *   who have it do. What nobody sends within GIVE_UP is lost.
  * - Who is new says so (it is not SETTLED). The eldest then sends it all that
@@ -905,7 +903,7 @@ static void bus_error(const char *what) {
     count++;
     if (s.now < next) return;
     next = s.now + 10 * SECOND;
-    warnx("bus: %.200s (%" PRId64 " so far)", what, count);
+    warnx("bus: %.200s (%jd so far)", what, count);
 }
 
 static struct peer *const self = bus.peers;
@@ -1068,8 +1066,7 @@ static bool peer_advance(struct peer *p) {
         if (!k) return true;
         uint64_t message = k->d.message, known = p->message;
         if (message && known && message != known)
-            warnx("lost %" PRIu64 " messages of peer %016" PRIx64,
-                  message - known, p->id);
+            warnx("lost %jd messages of peer %016jx", message - known, p->id);
         if (message) p->message = message;
         /* A piece whose first one is lost is good for nothing. */
         if (message || p->in.size > 0)
@@ -1110,14 +1107,13 @@ static void bus_repair(const struct entry *e, const struct entry *end) {
 }
 
 /* The eldest that has said something just now sends a newcomer the next part of
- * all that is in the ring, the oldest first; it has what `known` says. */
-static void bus_send_history(const struct entry *known,
-                             const struct entry *end) {
+ * all that is in the ring, the oldest first, but for what it `has`. */
+static void bus_send_history(const struct entry *has, const struct entry *end) {
     for (struct peer *p = self + 1; p < peers_end; p++)
         if (p->settled && p->id < self->id && s.now - p->heard < RECENT) return;
     for (int i = 0, count = 0; i < KEPT && count < WINDOW; i++) {
         struct kept *k = &bus.kept[(bus.kept_end + i) % KEPT];
-        const struct entry *e = known;
+        const struct entry *e = has;
         while (e < end && e->id != k->d.sender) e++;
         if (e == end || k->d.number < e->next) continue;
         bus_resend(k);
@@ -1125,17 +1121,36 @@ static void bus_send_history(const struct entry *known,
     }
 }
 
-/* What a peer has of whom. */
+/* A peer tells how far the streams go that it knows. Who is believed: a sender
+ * about itself; about a dead one anybody; and by a newcomer, who does not know
+ * yet who lives, anybody. A newcomer takes over all that a settled peer knows.
+ */
+static void bus_heads_in(const struct peer *from, const struct entry *e,
+                         const struct entry *end) {
+    for (; e < end; e++) {
+        bool adopt = e->id == from->id || (from->settled && !s.settled);
+        struct peer *p = e->base ? peer_get(e->id, adopt) : NULL;
+        if (!p || p == self || !(p->base || adopt)) continue;
+        if (p != from && p->alive && s.settled) continue;
+        if (e->next > p->head) bus.gap = 2 + random() % 4; /* there is more */
+        if (e->next > p->head) p->head = e->next;
+        if (e->base > p->next) peer_skip(p, e->base);
+    }
+}
+
+/* What a peer has of whom: `us` is what it has of us. */
 static void bus_status_in(const struct datagram *d, size_t size) {
-    struct peer *from = peer_get(d->sender, true), *p;
-    const struct entry *e = d->known, *us = e;
-    const struct entry *end = e + (size - STATUS_HEADER) / sizeof *e;
+    struct peer *from = peer_get(d->sender, true);
+    const struct entry *known = d->known, *us = known;
+    const struct entry *end = known + (size - STATUS_HEADER) / sizeof *known;
     while (us < end && us->id != self->id) us++;
-    if (e == end || e->id != d->sender || e->base == 0) return;
+    if (known == end || known->id != d->sender || known->base == 0) return;
+    /* It does not know us yet, or waits for our receipt. */
     if (us == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
-    if (d->flags & WAITS) bus.status_at = s.now; /* for our receipt */
+    if (d->flags & WAITS) bus.status_at = s.now;
+    /* Is it new? If we know nothing of the sender, only if it names us. */
     if (!from || d->number <= from->status) return;
-    if (us == end && !from->status) return; /* it may be a recording */
+    if (us == end && !from->status) return;
     from->status = d->number;
     from->heard = d->kind == LEAVE ? s.now - ALIVE_TIME : s.now;
     from->settled = d->flags & SETTLED;
@@ -1143,20 +1158,9 @@ static void bus_status_in(const struct datagram *d, size_t size) {
         from->acked = us->next;
         from->progress = s.now;
     }
-    for (; e < end; e++) {
-        /* A newcomer takes over all senders that a settled peer knows. */
-        bool adopt = e->id == from->id || (from->settled && !s.settled);
-        p = e->base ? peer_get(e->id, adopt) : NULL;
-        if (!p || p == self || !(p->base || adopt)) continue;
-        /* Who may say how far a sender got: itself; of a dead one anybody; and
-         * to a newcomer, who does not know yet who lives, anybody. */
-        if (p != from && p->alive && s.settled) continue;
-        if (e->next > p->head) bus.gap = 2 + random() % 4; /* there is more */
-        if (e->next > p->head) p->head = e->next;
-        if (e->base > p->next) peer_skip(p, e->base);
-    }
-    if (d->flags & LACKS && from->settled) bus_repair(d->known, end);
-    else if (d->flags & LACKS && s.settled) bus_send_history(d->known, end);
+    bus_heads_in(from, known, end);
+    if (d->flags & LACKS && from->settled) bus_repair(known, end);
+    else if (d->flags & LACKS && s.settled) bus_send_history(known, end);
 }
 
 /* Takes what has come, but not too much: then it is the clients' turn. */
@@ -1187,7 +1191,7 @@ static bool peer_tick(struct peer *p) {
     bool missing = p->next < p->head && !peer_kept(p, p->next);
     bool alive = s.now - p->heard < ALIVE_TIME, same = alive == p->alive;
     const char *what = alive ? "joined" : "left";
-    if (!same) warnx("peer %016" PRIx64 " %s", p->id, what);
+    if (!same) warnx("peer %016jx %s", p->id, what);
     p->alive = alive;
     p->settled &= alive;
     if (!missing || !same) p->taken = s.now;
@@ -1198,8 +1202,7 @@ static bool peer_tick(struct peer *p) {
     }
     p->stuck |= !alive;
     bool slow = s.now - p->progress >= ALIVE_TIME && s.now - p->heard < RECENT;
-    if (!p->stuck && slow)
-        warnx("peer %016" PRIx64 " makes no progress", p->id);
+    if (!p->stuck && slow) warnx("peer %016jx makes no progress", p->id);
     p->stuck |= slow;
     return missing;
 }
@@ -1212,14 +1215,17 @@ static int64_t bus_tick(void) {
         missing |= peer_tick(p);
         met |= p->settled;
     }
+    /* Have we the history? */
     bool complete = !missing && s.now >= (met ? 0 : HELLO_TIME);
     if (!s.settled && (complete || s.now >= CATCH_UP)) {
         s.settled = true;
         bus.status_at = s.now; /* the others have to know */
     }
+    /* Have we to ask for something? */
     bus.flags = missing ? LACKS : 0;
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
     if (bus.flags) bus.again_at = min(bus.again_at, s.now + bus.gap);
+    /* Is a STATUS due? */
     int64_t due = min(bus.again_at, bus.status_at);
     bool again = s.now >= bus.again_at;
     if (s.now < due) return due;
@@ -1230,7 +1236,7 @@ static int64_t bus_tick(void) {
     return s.now; /* the next round finds out what is due then */
 }
 
-/* ---- 11. The bus: its start (skip at first) -----------------------------
+/* ---- 12. The bus: its start (skip at first) -----------------------------
  * A socket for datagrams, to a multicast group or to a list of peers, and the
  * secret. Left out: IPv6, and finding peers beyond one network.
  */
@@ -1325,7 +1331,7 @@ static void bus_open(void) {
     srandom(self->id);
 }
 
-/* ---- 12. NATS, another bus (skip at first) ------------------------------
+/* ---- 13. NATS, another bus (skip at first) ------------------------------
  * For those who outgrow one network: the instances meet at a NATS server. The
  * connection is a client of ours that speaks its protocol, in lines:
  *
@@ -1440,21 +1446,21 @@ static bool nats_step(struct client *c, struct buffer *in) {
     return true;
 }
 
-/* ---- 13. A message comes in ---------------------------------------------
+/* ---- 14. A message comes in ---------------------------------------------
  * The heart of it: what a client says goes to all clients of its channel, here
  * and at the other instances. First there has to be room.
  */
 static bool server_room(struct channel *ch, size_t size) {
-    return (bus.fd < 0 || bus_room(WINDOW)) && channel_room(ch, size);
+    return (!bus.fd || bus_room(WINDOW)) && channel_room(ch, size);
 }
 
 static void server_post(struct channel *ch, struct message m) {
     channel_append(ch, m);
-    if (bus.fd >= 0) bus_post(ch->name, m);
+    if (bus.fd) bus_post(ch->name, m);
     if (nats.addresses) nats_post(ch->name, m);
 }
 
-/* ---- 14. HTTP: the request ----------------------------------------------
+/* ---- 15. HTTP: the request ----------------------------------------------
  * RFC 9112. One request a connection, read strictly: what could be understood
  * in two ways is refused, and at once where it can never become right. Left
  * out: trailers, chunks (411 says what to send instead), keep-alive.
@@ -1584,7 +1590,7 @@ static const char *request_parse(struct request *r, const char *in, size_t n) {
     return n - r->size < r->body_size ? NULL : "";
 }
 
-/* ---- 15. HTTP: the answers ----------------------------------------------
+/* ---- 16. HTTP: the answers ----------------------------------------------
  * The page is in the program: .incbin puts the file there as it is, and the
  * zero behind it makes it a string.
  */
@@ -1700,7 +1706,7 @@ static void answer_messages(struct request *r) {
     buffer_clear(&b);
 }
 
-/* ---- 16. Files (skip at first) ------------------------------------------
+/* ---- 17. Files (skip at first) ------------------------------------------
  * With -d. Files are read a piece at a time, so that any size needs the same
  * memory. Left out: several ranges, compression, dates as versions.
  */
@@ -1834,16 +1840,15 @@ static void answer_file(struct request *r) {
     if (fd >= 0 && r->client->file != fd) close(fd);
 }
 
-/* ---- 17. Conversations --------------------------------------------------
+/* ---- 18. Conversations --------------------------------------------------
  * RFC 6455: the handshake (4.2), then frames until a close. A message is looked
  * at when all of it is here. Left out: extensions, subprotocols. At the end,
  * how a request is answered, which may be by such a handshake.
  */
-static void frame_queue(struct client *c, int opcode, const void *bytes,
-                        int n) {
+static void frame_queue(struct client *c, int opcode, const void *at, int n) {
     uint8_t header[FRAME_HEADER_MAX];
     buffer_add(&c->out, header, frame_header(header, opcode, n));
-    buffer_add(&c->out, bytes, n);
+    buffer_add(&c->out, at, n);
 }
 
 /* Answers a handshake: the key, with a constant, hashed (4.2.2). */
@@ -1888,7 +1893,7 @@ static void websocket_open(struct request *r) {
         wanted = min(wanted, ch->count);
         for (uint64_t skip = ch->count - wanted; skip > 0; skip--)
             c->cursor += frame_read(log_at(&ch->log, c->cursor), &m);
-        int size = sprintf(text, "{\"history\":%" PRId64 "}", wanted);
+        int size = sprintf(text, "{\"history\":%jd}", wanted);
         frame_queue(c, TEXT, text, size);
     }
     c->boundary = c->cursor;
@@ -1991,7 +1996,7 @@ static bool client_request(struct client *c, struct buffer *in) {
     return c->protocol == WEBSOCKET;
 }
 
-/* ---- 18. The event loop -------------------------------------------------
+/* ---- 19. The event loop -------------------------------------------------
  * A round: wait until something happens (epoll_wait), read from all for whom it
  * did, then let out what came of it, and do what is due by time. So whatever
  * comes at once goes out at once, with one send() a client.
@@ -2137,7 +2142,7 @@ static int64_t server_flush(void) {
     if (s.waiting || s.now >= s.second_at) server_tend();
     bus_flush();
     if (nats.client) client_flush(nats.client);
-    int64_t next = bus.fd >= 0 ? bus_tick() : s.second_at;
+    int64_t next = bus.fd ? bus_tick() : s.second_at;
     server_reap();
     if (s.accept_due && s.settled && !s.stop_at) server_accept();
     fflush(stdout);
@@ -2177,7 +2182,7 @@ static void server_run(void) {
     }
 }
 
-/* ---- 19. Options and the start ------------------------------------------
+/* ---- 20. Options and the start ------------------------------------------
  * What is wrong ends the start, in one line: status 2 for an option, 1 for what
  * the machine refuses. Left out: a config file, a daemon, users to change to;
  * systemd or a container has them.
@@ -2284,7 +2289,6 @@ static void server_open(void) {
     /* What nohup has set stays, but with TLS this is no good-bye. */
     if (signal(SIGHUP, on_signal) == SIG_IGN && !s.tls) signal(SIGHUP, SIG_IGN);
     s.epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
-    bus.fd = -1;
     if (!strncmp(where, "nats://", 7)) nats_open(where);
     else if (!strcmp(where, "none")) s.settled = true;
     else if (MESSAGE_MAX > 64000)
@@ -2293,7 +2297,7 @@ static void server_open(void) {
     server_listen();
     channel_get(""); /* needs a descriptor: later there may be none */
     server_watch(s.listener, EPOLLIN | EPOLLET);
-    if (bus.fd >= 0) server_watch(bus.fd, EPOLLIN);
+    if (bus.fd) server_watch(bus.fd, EPOLLIN);
 }
 
 int main(int argc, char **argv) {
@@ -2304,6 +2308,6 @@ int main(int argc, char **argv) {
     options_parse(argc, argv);
     server_open();
     server_run();
-    if (bus.fd >= 0) bus_send_status(LEAVE, 0);
+    if (bus.fd) bus_send_status(LEAVE, 0);
     return 0;
 }

@@ -158,7 +158,7 @@ static void parse_prefixes(bool frame, const char *in, size_t size,
         if (memcmp(f.mask, KEY, 4) || (f.fin << 7 | f.opcode) != (*in & 255))
             buffer_print(b, "read badly: ");
     }
-    buffer_print(b, "%" PRId64, got);
+    buffer_print(b, "%jd", got);
 }
 
 /* What main.c makes of a text: what comes out, "" if it is good, "-1" if it is
@@ -170,7 +170,7 @@ static void parse(enum what what, char *in, size_t size, struct buffer *b) {
     switch (what) {
     case PATH:
     case QUERY: buffer_add(b, in, good ? strlen(in) : 0); break;
-    case NUMBER: buffer_print(b, "%" PRId64, parse_number(in)); break;
+    case NUMBER: buffer_print(b, "%jd", parse_number(in)); break;
     case IN_HTML: buffer_escape(b, in, size, URL ". " UTF8, "&#%d;"); break;
     case IN_URL: buffer_escape(b, in, size, URL ".", "%%%02X"); break;
     case IN_LINE: buffer_escape(b, in, size, LINE, "\\x%02x"); break;
@@ -227,7 +227,7 @@ static void start(uint64_t id) {
     memset(&bus.out, 0, (char *)(&bus + 1) - (char *)&bus.out);
     bus.peers[0] = (struct peer){ .id = id, .base = 1, .next = 1 };
     bus.peers[0].message = bus.posted = bus.to_count = s.now = 1;
-    bus.fd = id ? line[0] : -1;
+    bus.fd = id ? line[0] : 0;
     bus.kept_end = sent_count = 0;
     s.settled = true;
     for (struct channel *ch = s.channels; ch->log.ring; ch++) {
