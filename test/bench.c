@@ -1,4 +1,6 @@
-/* bench.c: what the chat can do, beside other servers in the same run.
+/* SPDX-License-Identifier: MIT
+ *
+ * bench.c: what the chat can do, beside other servers in the same run.
  *
  *   load (this process, the last core)            server (the first core)
  *   N WebSocket clients, one epoll loop  <----->  chat, then the floor, ...
@@ -9,8 +11,8 @@
  * no figures. What counts is the CPU time of the server's process, in the
  * kernel, too: that is what one pays for, and a busy machine changes it less
  * than the time on the clock. Each run is a new server with new clients.
- * Servers take turns, A B C, C B A and so on, and the medians of all rounds
- * are compared: so whatever else the machine does hits all of them.
+ * Servers take turns, A B C, C B A and so on, so that whatever else the
+ * machine does hits all of them; the medians of all rounds are compared.
  *
  * The *floor* is the least that any server has to do: a fixed answer to the
  * handshake, masks off, new frames, one send() a client and round; no checks,
@@ -18,37 +20,19 @@
  *
  *   bench [-n ROUNDS] [-t SECONDS] [-s NAME=COMMAND]... [-p FILE] [PART]...
  *
- * prints a table in Markdown, and on stderr how much the rounds differ.
- *   -n  rounds (5), and -t what a run lasts (0.5)
- *   -s  another chat, such as "old=/tmp/old/chat"
- *   -p  a plot of the loads, as SVG, into this file
- *   PART is loads, joins, bus or channels; all of them if there is none.
- *   $CHAT is the program that it is all about (./chat).
- *
- * SPDX-License-Identifier: MIT
+ * prints a table in Markdown, and on stderr how much the rounds differ. It does
+ * 5 rounds of 0.5 s. -s: another chat, such as "old=/tmp/old/chat". -p: a plot
+ * of the loads, as SVG, into this file. PART is loads, joins, bus or channels;
+ * all of them if there is none. $CHAT is what it is all about (./chat).
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
+#pragma GCC diagnostic ignored "-Wunused-function" /* of what is in there */
+#include "harness.h"
 #include <err.h>
-#include <netinet/tcp.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#define SECOND      1000000000LL /* all times are nanoseconds */
-#define WARM_UP     (SECOND / 5)
-#define PATIENCE    60 /* seconds; who needs more for a run hangs */
+#define WARM_UP     0.2 /* seconds, as all times are */
+#define PATIENCE    60  /* who needs more for a run hangs */
 #define EVENTS      1024
 #define READ_SIZE   (256 * 1024)
 #define FRAME_MAX   1024
@@ -65,13 +49,6 @@ static int must(int64_t result, const char *call) {
     return (int)result;
 }
 
-static int64_t clock_ns(clockid_t id) {
-    struct timespec t;
-    must(clock_gettime(id, &t), "clock_gettime");
-    return t.tv_sec * SECOND + t.tv_nsec;
-}
-#define now() clock_ns(CLOCK_MONOTONIC)
-
 /* Puts this process on the first core, or the last. Best effort. */
 static void pin(bool last) {
     cpu_set_t set;
@@ -86,14 +63,9 @@ static int compare(const void *a, const void *b) {
 }
 
 /* ---- What load and floor share; a message is a frame --------------------- */
-static const char handshake[] =
-    "GET %s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 static const char agreed[] =
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-    "Connection: Upgrade\r\n"
-    "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    "Connection: Upgrade\r\nSec-WebSocket-Accept: " WS_ACCEPT "\r\n\r\n";
 
 /* `mask` is 0x80 for a frame with one. Returns the header's size without it. */
 static size_t frame_header(uint8_t *out, size_t size, uint8_t mask) {
@@ -121,32 +93,30 @@ static size_t receive(int fd, void *bytes, size_t size) {
  * It trusts everybody: what was sent with one send() comes with one recv(), a
  * client always reads, and nobody leaves.
  */
-enum { NOBODY, ACCEPTED, SILENT, TALKED };
 static struct {
-    int guests[1 << 16];     /* by descriptor: one of these */
-    int end;                 /* of those in use */
+    int talked[1 << 16]; /* by descriptor: in which round; 0: it is no client */
+    int end, round;      /* of the descriptors; the round that is now */
     uint8_t in[READ_SIZE], out[2 * READ_SIZE];
     size_t out_size;
-} lobby;
+} lobby = { .round = 2 };
 
 /* Who talked is served first: so it can answer while the others get this
  * round's messages, and rounds are full. */
 static void floor_flush(void) {
-    for (int pass = TALKED; pass >= SILENT && lobby.out_size; pass--)
+    for (int pass = 0; pass < 2 && lobby.out_size; pass++)
         for (int fd = 0; fd < lobby.end; fd++)
-            if (lobby.guests[fd] == pass)
+            if (lobby.talked[fd] && (lobby.talked[fd] < lobby.round) == pass)
                 send_all(fd, lobby.out, lobby.out_size);
-    for (int fd = 0; fd < lobby.end && lobby.out_size; fd++)
-        if (lobby.guests[fd] == TALKED) lobby.guests[fd] = SILENT;
     lobby.out_size = 0;
+    lobby.round++;
 }
 
 static void floor_read(int fd) {
     uint8_t *at = lobby.in;
     const uint8_t *end = at + receive(fd, at, sizeof lobby.in);
-    if (lobby.guests[fd] == ACCEPTED) {
+    if (*at == 'G') { /* of the handshake's GET */
         send_all(fd, agreed, sizeof agreed - 1);
-        lobby.guests[fd] = SILENT;
+        lobby.talked[fd] = 1; /* once */
         return;
     }
     if (lobby.out_size > READ_SIZE) floor_flush();
@@ -160,8 +130,7 @@ static void floor_read(int fd) {
         lobby.out_size = (size_t)(out + size - lobby.out);
         at += 2 + longer + 4 + size;
     }
-    if (at > end) errx(1, "the floor was sent half a frame");
-    lobby.guests[fd] = TALKED;
+    lobby.talked[fd] = lobby.round;
 }
 
 static void floor_run(void) {
@@ -180,40 +149,32 @@ static void floor_run(void) {
     epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
     for (;; floor_flush()) {
         int n = epoll_wait(epoll, events, EVENTS, -1);
-        for (int i = 0; i < n; i++)
+        for (int i = 0; i < n; i++) {
             if (events[i].data.fd != listener) {
                 floor_read(events[i].data.fd);
-            } else {
-                int fd = must(accept(listener, NULL, NULL), "accept");
-                event.data.fd = fd;
-                epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
-                lobby.guests[fd] = ACCEPTED;
-                lobby.end = fd + 1;
+                continue;
             }
+            event.data.fd = must(accept(listener, NULL, NULL), "accept");
+            epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event);
+            lobby.end = event.data.fd + 1;
+        }
     }
 }
 
 /* ---- A server: a process on one core that says where it is -------------- */
 struct program {
-    const char *name;
-    enum { CHAT, FLOOR, PEER } kind;
-    const char *command, *color;
-    const char *needs; /* without this file it does not take part */
+    const char *name, *command; /* no command: the floor */
+    bool chat;
+    const char *color, *needs; /* without this file it does not take part */
 };
 
-struct server {
-    pid_t pid;
-    int port;
-    clockid_t clock; /* the CPU time of all its threads */
-};
-
-static struct server server_start(const struct program *p, const char *bus,
-                                  bool last_core) {
+static struct server program_start(const struct program *p, const char *bus,
+                                   bool last_core) {
     struct server s = { 0 };
     int pipes[2];
     char line[1024], command[1024];
     snprintf(command, sizeof command, "exec %s%s%s", p->command,
-             p->kind == CHAT ? " -p 0 -q -b " : "", p->kind == CHAT ? bus : "");
+             p->chat ? " -p 0 -q -b " : "", p->chat ? bus : "");
     must(pipe(pipes), "pipe");
     s.pid = must(fork(), "fork");
     if (s.pid == 0) {
@@ -221,7 +182,7 @@ static struct server server_start(const struct program *p, const char *bus,
         pin(last_core);
         dup2(pipes[1], 1);
         dup2(pipes[1], 2);
-        if (p->kind == FLOOR) floor_run();
+        if (!p->command) floor_run();
         execl("/bin/sh", "sh", "-c", command, NULL);
         err(1, "/bin/sh");
     }
@@ -233,26 +194,18 @@ static struct server server_start(const struct program *p, const char *bus,
         if (address) sscanf(address, "http://%*[^:]:%d", &s.port);
         else fprintf(stderr, "%s: %s", p->name, line);
     }
-    must(-clock_getcpuclockid(s.pid, &s.clock), "clock_getcpuclockid");
     return s;
 }
 
-static void server_stop(const struct server *s) {
-    kill(s->pid, SIGKILL);
-    waitpid(s->pid, NULL, 0);
-}
-
-/* A size from /proc/PID/status, in bytes. */
-static double server_memory(const struct server *s, const char *name) {
-    char path[64], line[256];
-    double size = 0;
-    snprintf(path, sizeof path, "/proc/%d/status", s->pid);
+/* The bytes of memory that are its own, without those of files. */
+static double own_memory(const struct server *s) {
+    char path[64];
+    long all = 0, files = 0;
+    snprintf(path, sizeof path, "/proc/%d/statm", s->pid);
     FILE *file = fopen(path, "r");
-    while (file && fgets(line, sizeof line, file))
-        if (!strncmp(line, name, strlen(name)))
-            size = strtod(line + strlen(name), NULL);
-    if (file) fclose(file);
-    return size * 1024;
+    if (!file || fscanf(file, "%*d %ld %ld", &all, &files) != 2) err(1, path);
+    fclose(file);
+    return (double)((all - files) * getpagesize());
 }
 
 /* ---- The load ----------------------------------------------------------- */
@@ -261,8 +214,8 @@ struct scenario {
     uint32_t window;
     size_t size; /* of a message */
     const char *path;
-    double rate; /* if not 0, the only sender does not wait for the window:
-                  * its message k is due k / rate after the start */
+    double rate; /* if not 0, the only sender does not wait for what comes
+                  * back: its message k is due k / rate after the start */
 };
 
 struct load {
@@ -278,37 +231,29 @@ struct load {
     size_t our_size, their_size;
     int epoll;
     bool sending;
-    int64_t start;
+    double start;
     uint64_t sent, delivered; /* messages; to one client each */
     double *late;             /* each delivery; NULL: that does not matter */
 };
 
-/* Sends so many messages with one call. The stamp is sender and number, six
- * bits to a letter, since a message is text. */
-static void client_send(struct load *l, int i, uint32_t count) {
+/* Sends what a sender's window has room for, with one call. The stamp is
+ * sender and number, six bits to a letter, since a message is text. */
+static void client_send(struct load *l, int i) {
     static uint8_t frames[READ_SIZE];
+    struct client *c = &l->clients[i];
     uint8_t *at = frames;
-    for (uint32_t k = 0; k < count; k++, at += l->our_size) {
-        uint64_t stamp = (uint64_t)i << 30 | l->clients[i].next++;
+    for (; c->next - c->back < l->sc.window; at += l->our_size, l->sent++) {
+        uint64_t stamp = (uint64_t)i << 30 | c->next++;
         memcpy(at, l->ours, l->our_size);
         for (int j = STAMP; j-- > 0; stamp >>= 6)
             at[l->our_size - l->sc.size + j] = '0' + (stamp & 63);
     }
-    send_all(l->clients[i].fd, frames, (size_t)(at - frames));
-    l->sent += count;
-}
-
-/* Fills up a sender's window. */
-static void client_refill(struct load *l, int i) {
-    const struct client *c = &l->clients[i];
-    uint32_t room = l->sc.window - (c->next - c->back);
-    if (i < l->sc.senders && l->sending && l->sc.rate == 0 && room > 0)
-        client_send(l, i, room);
+    if (at > frames) send_all(c->fd, frames, (size_t)(at - frames));
 }
 
 /* When the first sender's message n is due, at a rate. */
-static int64_t load_due(const struct load *l, uint32_t n) {
-    return l->start + (int64_t)(n * (double)SECOND / l->sc.rate);
+static double load_due(const struct load *l, uint32_t n) {
+    return l->start + n / l->sc.rate;
 }
 
 /* Reads once. Are these the right messages, and how late are they? */
@@ -319,7 +264,7 @@ static void client_read(struct load *l, int i) {
     size_t left = c->rest_size, size = l->their_size;
     memcpy(in, c->rest, left);
     left += receive(c->fd, in + left, sizeof in - left);
-    for (int64_t time = now(); left >= size; at += size, left -= size) {
+    for (double time = now(); left >= size; at += size, left -= size) {
         uint8_t *letters = at + size - l->sc.size;
         uint64_t stamp = 0;
         for (int j = 0; j < STAMP; j++)
@@ -330,218 +275,192 @@ static void client_read(struct load *l, int i) {
         if (memcmp(at, l->theirs, size) != 0 || sender >= l->sc.senders ||
             n != c->expected[sender]++)
             errx(1, "client %d got message %u of sender %d", i, n, sender);
-        if (l->late) l->late[l->delivered] = (double)(time - load_due(l, n));
+        if (l->late) l->late[l->delivered] = time - load_due(l, n);
         l->delivered++;
-        if (i == sender) c->back++;
+        if (i == sender && l->sc.rate == 0) c->back++;
     }
     memcpy(c->rest, at, left);
     c->rest_size = left;
-    client_refill(l, i);
+    if (i < l->sc.senders && l->sending) client_send(l, i);
 }
 
 /* Sends for so long, and then waits until every client has everything. */
-static void load_talk(struct load *l, int64_t time) {
+static void load_talk(struct load *l, double time) {
     struct epoll_event events[EVENTS];
     uint64_t all = (uint64_t)l->sc.clients;
     l->start = now();
     l->sending = true;
-    for (int i = 0; i < l->sc.senders; i++) client_refill(l, i);
+    for (int i = 0; i < l->sc.senders; i++) client_send(l, i);
     while (l->sending || l->delivered < l->sent * all) {
-        int64_t wait = SECOND / 1000;
+        double wait = 0.001;
         while (l->sending && l->sc.rate > 0) {
             wait = load_due(l, l->clients[0].next) - now();
             if (wait > 0) break;
-            client_send(l, 0, 1);
+            l->clients[0].back++;
+            client_send(l, 0);
         }
-        struct timespec timeout = { 0, wait };
+        struct timespec timeout = { 0, (long)(wait * 1e9) };
         int n = epoll_pwait2(l->epoll, events, EVENTS, &timeout, NULL);
         for (int i = 0; i < n; i++) client_read(l, (int)events[i].data.u32);
         l->sending = now() < l->start + time;
     }
 }
 
-/* A new connection, and a request on it. */
-static int client_open(const char *path, int port) {
-    struct sockaddr_in to = { .sin_family = AF_INET,
-                              .sin_port = htons((uint16_t)port),
-                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    struct linger reset = { 1, 0 }; /* no port has to wait at the end */
-    int on = 1, fd = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-    must(connect(fd, (struct sockaddr *)&to, sizeof to), "connect");
-    must(dprintf(fd, handshake, path), "send");
-    return fd;
-}
-
-/* Waits for the answer to the handshake. */
-static void client_agreed(int fd) {
-    char answer[2048] = "";
-    for (size_t size = 0; !strstr(answer, "\r\n\r\n");)
-        size += receive(fd, answer + size, sizeof answer - 1 - size);
-    if (strncmp(answer, "HTTP/1.1 101", 12) != 0) errx(1, "%s", answer);
-}
-
 /* Opens all connections, 64 at a time, and shakes hands. The first is to
  * another port. */
 static struct load *load_connect(struct scenario sc, int first, int port) {
     struct load *l = calloc(1, sizeof *l);
+    struct peer *links[64];
     l->sc = sc;
     l->clients = calloc((size_t)sc.clients, sizeof *l->clients);
-    size_t ours = frame_header(l->ours, sc.size, 0x80) + 4; /* mask: zeros */
-    size_t theirs = frame_header(l->theirs, sc.size, 0);
-    memset(l->ours + ours + STAMP, 'x', sc.size - STAMP);
-    memset(l->theirs + theirs + STAMP, 'x', sc.size - STAMP);
-    l->our_size = ours + sc.size;
-    l->their_size = theirs + sc.size;
+    l->our_size = frame_header(l->ours, sc.size, 0x80) + 4 + sc.size;
+    l->their_size = frame_header(l->theirs, sc.size, 0) + sc.size;
+    memset(l->ours + l->our_size - sc.size + STAMP, 'x', sc.size - STAMP);
+    memset(l->theirs + l->their_size - sc.size + STAMP, 'x', sc.size - STAMP);
     l->epoll = must(epoll_create1(0), "epoll_create1");
     for (int i = 0, done = 0; i < sc.clients; i++) {
         struct client *c = &l->clients[i];
         struct epoll_event event = { EPOLLIN, { .u32 = (uint32_t)i } };
+        links[i % 64] = peer_open(i == 0 ? first : port);
+        ws_ask(links[i % 64], sc.path);
         c->expected = calloc((size_t)sc.senders, sizeof(uint32_t));
-        c->fd = client_open(sc.path, i == 0 ? first : port);
+        c->fd = links[i % 64]->fd;
+        must(fcntl(c->fd, F_SETFL, 0 /* it blocks */), "fcntl");
         must(epoll_ctl(l->epoll, EPOLL_CTL_ADD, c->fd, &event), "epoll_ctl");
-        while (done <= i && (i % 64 == 63 || i == sc.clients - 1))
-            client_agreed(l->clients[done++].fd);
+        for (; done <= i && (i % 64 == 63 || i == sc.clients - 1); done++) {
+            ws_opened(links[done % 64]);
+            free(links[done % 64]->in);
+        }
     }
+    if (test.why[0]) errx(1, "%s", test.why);
     return l;
 }
 
 /* ---- Measuring: a run each, a new server and its clients ---------------- */
-static int64_t run_time = SECOND / 2;
+static double run_time = 0.5;
 
 /* Deliveries a second of the server's CPU. */
-static void measure_load(struct program *p, struct scenario sc, double *v) {
-    struct server server = server_start(p, "none", false);
-    struct load *l = load_connect(sc, server.port, server.port);
+static void measure_load(struct server *s, struct scenario sc, double *v) {
+    struct load *l = load_connect(sc, s->port, s->port);
     load_talk(l, WARM_UP);
     uint64_t before = l->delivered;
-    int64_t cpu = clock_ns(server.clock);
+    double cpu = server_cpu(s);
     load_talk(l, run_time);
-    double used = (double)(clock_ns(server.clock) - cpu) / (double)SECOND;
-    v[0] = (double)(l->delivered - before) / used;
-    server_stop(&server);
+    v[0] = (double)(l->delivered - before) / (server_cpu(s) - cpu);
 }
 
 /* Handshakes a second of CPU, bytes of memory that an idle client takes, and
  * megabytes that the idle process took before. */
-static void measure_joins(struct program *p, struct scenario sc, double *v) {
-    struct server server = server_start(p, "none", false);
-    v[2] = server_memory(&server, "VmRSS:") / 1048576;
-    double memory = server_memory(&server, "RssAnon:");
-    int64_t cpu = clock_ns(server.clock);
-    load_connect(sc, server.port, server.port);
-    double used = (double)(clock_ns(server.clock) - cpu) / (double)SECOND;
-    v[0] = sc.clients / used;
-    v[1] = (server_memory(&server, "RssAnon:") - memory) / sc.clients;
-    server_stop(&server);
+static void measure_joins(struct server *s, struct scenario sc, double *v) {
+    v[2] = server_memory(s);
+    double memory = own_memory(s), cpu = server_cpu(s);
+    load_connect(sc, s->port, s->port);
+    v[0] = sc.clients / (server_cpu(s) - cpu);
+    v[1] = (own_memory(s) - memory) / sc.clients;
 }
 
 /* Messages a second, on the clock, from a client of one instance to one of
- * another, over a bus of their own. */
-static void measure_bus(struct program *p, struct scenario sc, double *v) {
-    char bus[64];
-    snprintf(bus, sizeof bus, "239.255.80.80:%d", 10000 + getpid() % 20000);
-    struct server from = server_start(p, bus, false);
-    struct server to = server_start(p, bus, true);
-    struct load *l = load_connect(sc, from.port, to.port);
+ * another. */
+static void measure_bus(struct server *s, struct scenario sc, double *v) {
+    struct load *l = load_connect(sc, s[0].port, s[1].port);
     load_talk(l, WARM_UP);
     uint64_t before = l->sent;
     load_talk(l, run_time);
-    double passed = (double)(now() - l->start) / (double)SECOND;
-    v[0] = (double)(l->sent - before) / passed;
-    server_stop(&from);
-    server_stop(&to);
+    v[0] = (double)(l->sent - before) / (now() - l->start);
 }
 
 /* Milliseconds until ten clients in a channel of their own have a message,
  * half of the times and 99 % of them, while the scenario's are busy in theirs.
  * Each load is a process; the small one goes first when it has to do. */
-static void measure_channels(struct program *p, struct scenario sc, double *v) {
+static void measure_channels(struct server *s, struct scenario sc, double *v) {
     struct scenario small = { 10, 1, 1, 32, "/?channel=small", 200 };
-    struct server server = server_start(p, "none", false);
     struct sched_param first = { 1 };
-    struct load *l = load_connect(sc, server.port, server.port);
+    struct load *l = load_connect(sc, s->port, s->port);
     int status;
     pid_t pid = must(fork(), "fork");
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        load_talk(l, PATIENCE * SECOND);
+        load_talk(l, PATIENCE);
     }
     sched_setscheduler(0, SCHED_FIFO, &first); /* best effort */
     prctl(PR_SET_TIMERSLACK, 1);               /* wake when told */
-    l = load_connect(small, server.port, server.port);
-    int64_t time = run_time + 2 * SECOND; /* p99 needs many */
-    l->late = calloc((size_t)(time / SECOND + 1) * 200 * 10, sizeof(double));
+    l = load_connect(small, s->port, s->port);
+    double time = run_time + 2; /* p99 needs many */
+    l->late = calloc((size_t)(time + 1) * 200 * 10, sizeof(double));
     load_talk(l, time);
     kill(pid, SIGKILL);
     waitpid(pid, &status, 0);
     if (WIFEXITED(status)) exit(1); /* it said why */
-    server_stop(&server);
     qsort(l->late, l->delivered, sizeof(double), compare);
-    v[0] = l->late[l->delivered / 2] / 1e6;
-    v[1] = l->late[l->delivered * 99 / 100] / 1e6;
+    v[0] = l->late[l->delivered / 2] * 1e3;
+    v[1] = l->late[l->delivered * 99 / 100] * 1e3;
 }
 
 /* ---- What is measured, and the table ------------------------------------ */
 static const struct measure {
     const char *part;
-    void (*run)(struct program *p, struct scenario sc, double *v);
+    void (*run)(struct server *s, struct scenario sc, double *v);
+    int chats; /* how many run at once; 0: not of chats alone, and one */
     struct scenario sc;
     const char *titles[VALUES]; /* of the values */
-    bool chats;                 /* others cannot do that */
 } measures[] = {
-    { "loads", measure_load, { 1000, 1, 1, 32, "/", 0 },
-      { "1,000 clients, 1 sender, window 1, 32 bytes" }, false },
-    { "loads", measure_load, { 1000, 1, 64, 32, "/", 0 },
-      { "1,000 clients, 1 sender, window 64, 32 bytes" }, false },
-    { "loads", measure_load, { 200, 200, 1, 32, "/", 0 },
-      { "200 clients, 200 senders, window 1, 32 bytes" }, false },
-    { "loads", measure_load, { 200, 20, 1, 512, "/", 0 },
-      { "200 clients, 20 senders, window 1, 512 bytes" }, false },
-    { "joins", measure_joins, { 2000, 0, 1, 32, "/", 0 },
+    { "loads", measure_load, 0, { 1000, 1, 1, 32, "/", 0 },
+      { "1,000 clients, 1 sender, window 1, 32 bytes" } },
+    { "loads", measure_load, 0, { 1000, 1, 64, 32, "/", 0 },
+      { "1,000 clients, 1 sender, window 64, 32 bytes" } },
+    { "loads", measure_load, 0, { 200, 200, 1, 32, "/", 0 },
+      { "200 clients, 200 senders, window 1, 32 bytes" } },
+    { "loads", measure_load, 0, { 200, 20, 1, 512, "/", 0 },
+      { "200 clients, 20 senders, window 1, 512 bytes" } },
+    { "joins", measure_joins, 0, { 2000, 0, 1, 32, "/", 0 },
       { "handshakes a CPU second", "an idle client, bytes of memory",
-        "the idle process, MiB of memory" }, false },
-    { "bus", measure_bus, { 2, 1, 1024, 32, "/", 0 },
-      { "from instance to instance, messages a second" }, true },
-    { "channels", measure_channels, { 10000, 1, 4, 32, "/?channel=big", 0 },
+        "the idle process, MiB of memory" } },
+    { "bus", measure_bus, 2, { 2, 1, 1024, 32, "/", 0 },
+      { "from instance to instance, messages a second" } },
+    { "channels", measure_channels, 1, { 10000, 1, 4, 32, "/?channel=big", 0 },
       { "a small channel beside 10,000 in motion: p50, ms",
-        "the same: p99, ms" }, true },
+        "the same: p99, ms" } },
 };
-enum { MEASURES = sizeof measures / sizeof *measures, LOADS = 4 };
+enum { LOADS = 4, FLOOR = 1 };
 
 #define PEERS "build/peers/node_modules/"
-static struct program servers[SERVERS_MAX] = {
-    { "chat", CHAT, "./chat", "#2f81f7", NULL },
-    { "floor", FLOOR, NULL, NULL, NULL },
-    { "Bun", PEER, PEERS ".bin/bun test/peers/bun.js", "#e0742c", PEERS "bun" },
-    { "ws", PEER, "node test/peers/ws.js", "#a371f7", PEERS "ws" },
-    { "Deno", PEER, PEERS ".bin/deno run --no-config --allow-net "
-      "test/peers/deno.js", "#2da44e", PEERS "deno" },
+static const struct program known[] = {
+    { "chat", "./chat", true, "#2f81f7", NULL },
+    { "floor", NULL, false, NULL, NULL },
+    { "Bun", PEERS ".bin/bun test/peers/bun.js", false, "#e0742c", PEERS "bun" },
+    { "ws", "node test/peers/ws.js", false, "#a371f7", PEERS "ws" },
+    { "Deno", PEERS ".bin/deno run --no-config --allow-net test/peers/deno.js",
+      false, "#2da44e", PEERS "deno" },
 };
-static int server_count = 5, rounds = 5;
-static char **parts; /* to measure, up to NULL; none: all */
+static struct program servers[SERVERS_MAX]; /* the first two are as there */
+static int server_count, rounds = 5;
 static double (*figures)[VALUES][SERVERS_MAX][ROUNDS_MAX]; /* by measure */
 
-static bool takes_part(int server, int measure) {
-    const struct measure *m = &measures[measure];
-    bool asked = !*parts;
-    for (char **part = parts; *part; part++) asked |= !strcmp(*part, m->part);
-    return asked && (servers[server].kind == CHAT || !m->chats);
+static void server_add(struct program p) {
+    if (server_count == SERVERS_MAX) errx(2, "too many servers");
+    if (!p.needs || !access(p.needs, F_OK)) servers[server_count++] = p;
+    else warnx("skipped: %s: see make peers", p.name);
 }
 
 /* One run, in a process of its own that leaves nothing behind. */
-static void run(int measure, int server, int round) {
-    const struct measure *m = &measures[measure];
+static void run(const struct measure *m, int server, int round) {
     int status;
     pid_t pid = must(fork(), "fork");
     if (pid == 0) {
+        struct server s[2];
         double values[VALUES] = { 0 };
+        char bus[64] = "none";
+        if (m->chats > 1) /* one that nobody else uses */
+            sprintf(bus, "239.255.80.80:%d", 10000 + getpid() % 20000);
         alarm(PATIENCE);
         pin(true);
-        m->run(&servers[server], m->sc, values);
+        for (int i = 0; i < 1 || i < m->chats; i++)
+            s[i] = program_start(&servers[server], bus, i > 0);
+        m->run(s, m->sc, values);
         for (int v = 0; v < VALUES; v++)
-            figures[measure][v][server][round] = values[v];
+            figures[m - measures][v][server][round] = values[v];
+        for (int i = 0; i < 1 || i < m->chats; i++) kill(s[i].pid, SIGKILL);
+        while (wait(NULL) > 0) {}
         _exit(0);
     }
     waitpid(pid, &status, 0);
@@ -556,29 +475,26 @@ static double median(int measure, int value, int server) {
 
 /* Three digits of a number, or so: 1.25, 170, 359k, 24.5M. */
 static const char *human(double value) {
-    static char texts[4][32];
-    static int turn;
+    char *text; /* not freed: there are few */
     const char *unit = value >= 1e6 ? "M" : value >= 1e3 ? "k" : "";
-    char *text = texts[turn++ % 4];
     if (*unit) value /= *unit == 'M' ? 1e6 : 1e3;
-    snprintf(text, sizeof texts[0], "%.*f%s",
-             value < 10 ? 2 : value < 100 ? 1 : 0, value, unit);
+    int digits = value < 10 ? 2 : value < 100 ? 1 : 0;
+    must(asprintf(&text, "%.*f%s", digits, value, unit), "asprintf");
     return text;
 }
 
 /* A line of the table for each value; the rounds' range goes to stderr. */
 static void table_lines(int k) {
     for (int v = 0; v < VALUES && measures[k].titles[v]; v++) {
-        double ours = median(k, v, 0);
         printf("| %s |", measures[k].titles[v]);
         for (int s = 0; s < server_count; s++) {
             double other = median(k, v, s), *all = figures[k][v][s];
-            if (!takes_part(s, k)) {
+            if (other == 0) { /* it did not take part */
                 printf(" - |");
                 continue;
             }
             printf(s ? " %s (%s) |" : " %s |", human(other),
-                   human(ours / other));
+                   human(median(k, v, 0) / other));
             fprintf(stderr, "%s %s to %s; ", servers[s].name, human(all[0]),
                     human(all[rounds - 1]));
         }
@@ -587,10 +503,9 @@ static void table_lines(int k) {
 }
 
 static void table_head(void) {
-    if (system("echo $(sed -n '0,/^model name/s/^model name.*: //p' "
-               "/proc/cpuinfo), $(nproc) cores, Linux $(uname -r),"
-               " $(date +%F)."))
-        errx(1, "which machine is this?");
+    must(system("echo $(sed -n '0,/^model name/s/^model name.*: //p' "
+                "/proc/cpuinfo), $(nproc) cores, Linux $(uname -r),"
+                " $(date +%F)."), "system");
     printf("Medians of %d rounds; in brackets, the chat's figure divided by "
            "this one.\n\n| deliveries a CPU second, and other figures |",
            rounds);
@@ -600,8 +515,9 @@ static void table_head(void) {
     printf("\n");
 }
 
-/* ---- The plot: bars, on a card that is light or dark, as the reader is -- */
-enum { LEFT = 66, FULL = 480 /* the floor's bar */, BAR_MOST = 560 };
+/* ---- The plot: bars, on a card that is light or dark, as the reader is --
+ * They begin at x = 66, and the floor's would end at 546.
+ */
 static const char plot_head[] =
     "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"680\" height=\"%d\">\n"
     "<style>text { font: 12px sans-serif; fill: #1f2328 }\n"
@@ -609,92 +525,71 @@ static const char plot_head[] =
     "text { fill: #e6edf3 } .card { fill: #12161c } }</style>\n"
     "<rect class=\"card\" width=\"680\" height=\"%d\" rx=\"8\"/>\n"
     "<text x=\"16\" y=\"24\" style=\"font-weight:600\">Deliveries a second of "
-    "the server's CPU</text>\n<text x=\"%d\" y=\"24\" text-anchor=\"middle\">floor"
-    "</text>\n<path stroke=\"#808890\" d=\"M%d 32V%d\"/>\n";
+    "the server's CPU</text>\n<text x=\"546\" y=\"24\" "
+    "text-anchor=\"middle\">floor</text>\n"
+    "<path stroke=\"#808890\" d=\"M546 32V%d\"/>\n";
 static const char plot_bar[] =
-    "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>"
-    "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"11\" rx=\"2\" "
+    "<text x=\"58\" y=\"%d\" text-anchor=\"end\">%s</text>"
+    "<rect x=\"66\" y=\"%d\" width=\"%d\" height=\"11\" rx=\"2\" "
     "fill=\"%s\"/><text x=\"%d\" y=\"%d\">%.*f</text>\n";
 
 static void plot(FILE *out) {
     int y = 36, height = y + LOADS * (28 + 15 * (server_count - 1)) + 6;
-    fprintf(out, plot_head, height, height, LEFT + FULL, LEFT + FULL,
-            height - 10);
+    fprintf(out, plot_head, height, height, height - 10);
     for (int k = 0; k < LOADS; k++, y += 13) {
         y += 15;
         fprintf(out, "<text x=\"16\" y=\"%d\">%s</text>\n", y,
                 measures[k].titles[0]);
         for (int s = 0; s < server_count; s++) {
-            double ratio = median(k, 0, s) / median(k, 0, 1 /* the floor */);
-            int width = 1 + (int)(ratio * FULL);
-            if (servers[s].kind == FLOOR) continue;
-            if (width > BAR_MOST) width = BAR_MOST;
+            double ratio = median(k, 0, s) / median(k, 0, FLOOR);
+            int width = ratio > 1.16 ? 560 : 1 + (int)(ratio * 480);
+            if (s == FLOOR) continue;
             y += 15;
-            fprintf(out, plot_bar, LEFT - 8, y, servers[s].name, LEFT, y - 9,
-                    width, servers[s].color, LEFT + width + 6, y,
-                    ratio < 0.1 ? 3 : 2, ratio);
+            fprintf(out, plot_bar, y, servers[s].name, y - 9, width,
+                    servers[s].color, 72 + width, y, ratio < 0.1 ? 3 : 2,
+                    ratio);
         }
     }
     fprintf(out, "</svg>\n");
 }
 
-/* ---- Options and main ---------------------------------------------------- */
-/* Another chat: NAME=COMMAND. */
-static void server_add(char *text) {
-    char *command = strchr(text, '=');
-    if (!command || server_count == SERVERS_MAX) errx(2, "-s %s", text);
-    *command++ = '\0';
-    servers[server_count++] =
-        (struct program){ text, CHAT, command, "#8b949e", NULL };
-}
-
-/* Takes out those whose files are not there. */
-static void servers_check(void) {
-    for (int s = server_count; s-- > 0;) {
-        if (!servers[s].needs || !access(servers[s].needs, F_OK)) continue;
-        warnx("skipped: %s: see make peers", servers[s].name);
-        memmove(&servers[s], &servers[s + 1],
-                (size_t)(--server_count - s) * sizeof *servers);
-    }
-}
-
 int main(int argc, char **argv) {
-    struct rlimit files;
     FILE *svg = NULL;
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    signal(SIGPIPE, SIG_IGN);
+    test.patience = 10;
+    for (size_t i = 0; i < COUNT(known); i++) server_add(known[i]);
     if (getenv("CHAT")) servers[0].command = getenv("CHAT");
     for (int c; (c = getopt(argc, argv, "n:t:s:p:")) != -1;) {
-        if (c == '?') return 2;
+        const char *name = c == 's' ? strsep(&optarg, "=") : "";
+        if (c == '?' || !optarg) return 2;
         if (c == 'n') rounds = atoi(optarg);
-        if (c == 't') run_time = (int64_t)(atof(optarg) * 1e9);
-        if (c == 's') server_add(optarg);
-        if (c == 'p') svg = fopen(optarg, "w");
-        if (c == 'p' && !svg) err(1, "%s", optarg);
+        if (c == 't') run_time = atof(optarg);
+        if (c == 's')
+            server_add((struct program){ name, optarg, true, "#8b949e", NULL });
+        if (c == 'p' && !(svg = fopen(optarg, "w"))) err(1, "%s", optarg);
     }
     if (rounds < 1 || rounds > ROUNDS_MAX) errx(2, "-n: 1 to %d", ROUNDS_MAX);
-    parts = argv + optind;
-    for (char **part = parts; *part; part++)
-        if (!strstr("loads joins bus channels", *part)) errx(2, "%s?", *part);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    figures = mmap(NULL, MEASURES * sizeof *figures, PROT_READ | PROT_WRITE,
-                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (figures == MAP_FAILED) err(1, "mmap");
+    figures = mmap(NULL, COUNT(measures) * sizeof *figures,
+                   PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    servers_check();
     table_head();
-    for (int k = 0; k < MEASURES; k++) {
-        if (!takes_part(0, k)) continue;
-        fprintf(stderr, "\n%s: ", measures[k].titles[0]);
-        if ((rlim_t)measures[k].sc.clients + 64 > files.rlim_cur)
-            errx(1, "ulimit -n is %d", (int)files.rlim_cur);
+    for (int k = 0; k < (int)COUNT(measures); k++) {
+        const struct measure *m = &measures[k];
+        bool asked = optind == argc;
+        for (int i = optind; i < argc; i++) asked |= !strcmp(argv[i], m->part);
+        if (!asked) continue;
+        fprintf(stderr, "\n%s: ", m->titles[0]);
         for (int i = 0; i < rounds * server_count; i++) {
             int round = i / server_count, s = i % server_count;
             if (round % 2) s = server_count - 1 - s;
-            if (takes_part(s, k)) run(k, s, round);
+            if (servers[s].chat || !m->chats) run(m, s, round);
         }
         table_lines(k);
     }
-    if (svg && takes_part(0, 0)) plot(svg);
+    if (svg && median(0, 0, FLOOR) > 0) plot(svg);
     return 0;
 }

@@ -18,31 +18,24 @@ if (![CHROMIUM, `${__dirname}/node_modules/ws`].every(name => fs.existsSync(name
 const { chromium } = require('playwright-core')
 const WebSocket = require('ws')
 
-// One case. What it returns is a measurement, and is printed.
 let failed = 0
 async function test(name, run) {
   try {
-    const figures = await run()
-    console.log(`ok - ${name}${figures ? `: ${figures}` : ''}`)
+    await run()
+    console.log(`ok - ${name}`)
   } catch (error) {
     failed++
-    const lines = error.message.replace(/\u001b\[\d+m/g, '').split('\n')
-    console.log(`FAILED - ${name}: ${lines.filter(line => line.trim()).join(' | ').slice(0, 1000)}`)
+    const detail = error.message.replace(/\u001b\[\d+m/g, '').replace(/\s*\n\s*/g, ' | ')
+    console.log(`FAILED - ${name}: ${detail.slice(0, 1000)}`)
   }
 }
 
-function within(promise, what) {
-  let timer
-  const late = new Promise((_, no) => {
-    timer = setTimeout(() => no(new Error(`no ${what} in time`)), DEADLINE)
-  })
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
-}
-
-// Waits until look() is true, outside the browser.
+// Waits for what look() finds.
 async function until(look, what) {
   const end = Date.now() + DEADLINE
-  while (!look()) {
+  for (;;) {
+    const found = await look()
+    if (found) return found
     if (Date.now() > end) throw new Error(`no ${what} in time`)
     await new Promise(done => setTimeout(done, 10))
   }
@@ -54,33 +47,26 @@ const servers = []
 let port = 20000
 const new_bus = () =>               // a bus of this test alone
   `239.255.${process.pid >> 8 & 255}.${process.pid & 255}:${port++}`
+const LISTENS = /listening on (http:\/\/localhost:(\d+)\/)/
+const ended = ({ child }) => child.exitCode ?? child.signalCode
 
 // Starts an instance; resolves when it listens.
 async function start(bus, port = 0, ...options) {
   const child = spawn(CHAT, ['-q', '-p', `${port}`, '-b', bus, ...options],
     { stdio: ['ignore', 'ignore', 'pipe'] })
   const server = { child, errors: '' }
-  server.ended = new Promise(done => {
-    child.on('error', error => done(error.message))
-    child.on('exit', (code, signal) => done(signal || code))
-  })
   servers.push(server)
-  const listening = new Promise((yes, no) => {
-    child.stderr.on('data', data => {
-      server.errors += data
-      const found = /listening on http:\/\/localhost:(\d+)\//.exec(server.errors)
-      if (found) yes(Number(found[1]))
-    })
-    server.ended.then(how => no(new Error(`${how}: ${server.errors}`)))
-  })
-  server.port = await within(listening, 'server')
-  server.url = `http://localhost:${server.port}/`
+  child.stderr.on('data', data => { server.errors += data })
+  await until(() => LISTENS.test(server.errors) || ended(server) !== null, 'server')
+  assert.match(server.errors, LISTENS);
+  [, server.url, server.port] = LISTENS.exec(server.errors)
   return server
 }
 
-function stop(server, signal) {
+async function stop(server, signal) {
   server.child.kill(signal)
-  return within(server.ended, `end of the server after ${signal}`)
+  await until(() => ended(server) !== null, `end of the server after ${signal}`)
+  return ended(server)
 }
 
 const query = channel => `?channel=${encodeURIComponent(channel)}`
@@ -97,18 +83,19 @@ async function ws_open(server, channel) {
   const ws = new WebSocket(`ws://localhost:${server.port}/${query(channel)}`)
   ws.got = []
   ws.on('message', (data, binary) => ws.got.push(binary ? data : `${data}`))
-  await within(new Promise((yes, no) => ws.on('open', yes).on('error', no)), 'WebSocket')
+  ws.on('error', () => {})          // it is not open, then
+  await until(() => ws.readyState === WebSocket.OPEN, 'WebSocket')
   return ws
 }
 
-// A proxy. When `down`, it refuses connections; when `deaf` or `mute`, it passes nothing on to the
-// server, or from it, but closes nothing: a dead path. cut() ends what there is. It counts the
-// `heads` that are asked for and the WebSockets that are `opened`.
+// A proxy. Its `fault` may be: 'down', it refuses connections; 'deaf', of WebSockets it passes
+// nothing on to the server; 'mute', nothing from it: a dead path, as nothing is closed. cut() ends
+// what there is. It counts the `heads` that are asked for and the WebSockets that are `opened`.
 async function start_proxy(server) {
-  const sockets = new Set()
-  const proxy = { down: false, deaf: false, mute: false, heads: 0, opened: 0 }
+  const sockets = new Set(), proxy = { fault: '', heads: 0, opened: 0,
+    cut: () => sockets.forEach(socket => socket.destroy()) }
   const listener = net.createServer(outside => {
-    if (proxy.down) return outside.destroy()
+    if (proxy.fault === 'down') return outside.destroy()
     const inside = net.connect(server.port, 'localhost')
     for (const [one, other] of [[outside, inside], [inside, outside]]) {
       sockets.add(one)
@@ -116,22 +103,15 @@ async function start_proxy(server) {
       one.on('close', () => other.destroy())
     }
     outside.on('data', data => {
-      if (/^HEAD /.test(data)) proxy.heads++
+      const head = /^HEAD /.test(data)
+      if (head) proxy.heads++
       if (/\r\nUpgrade: websocket/i.test(data)) proxy.opened++
-      if (!proxy.deaf) inside.write(data)
+      if (proxy.fault !== 'deaf' || head) inside.write(data)
     })
-    inside.on('data', data => proxy.mute || outside.write(data))
+    inside.on('data', data => proxy.fault === 'mute' || outside.write(data))
   })
   await new Promise(done => listener.listen(0, 'localhost', done))
   proxy.url = `http://localhost:${listener.address().port}/`
-  proxy.cut = () => {
-    for (const socket of sockets) socket.destroy()
-    sockets.clear()
-  }
-  proxy.close = () => {
-    listener.close()
-    proxy.cut()
-  }
   return proxy
 }
 
@@ -142,9 +122,9 @@ const complaints = []               // of any page: must stay empty
 // A server that is down is what some cases are about.
 const DOWN = /^WebSocket connection to .* failed|^Failed to load .* net::/
 
-// Opens a page and waits until it is connected, or `ready`. With `clock`, its time can be moved
-// on; `before` runs in it before its own scripts.
-async function open(url, { clock, before, ready = connected, ...options } = {}) {
+// Opens a page and waits until it is connected. With `clock`, its time can be moved on; `before`
+// runs in it before its own scripts.
+async function open(url, { clock, before, ...options } = {}) {
   browser ??= await chromium.launch({ executablePath: CHROMIUM,
     args: ['--no-sandbox', '--disable-gpu', '--disable-smooth-scrolling'],
     ignoreDefaultArgs: ['--disable-back-forward-cache'] })
@@ -165,7 +145,7 @@ async function open(url, { clock, before, ready = connected, ...options } = {}) 
     if (protocol !== 'data:' && host !== new URL(url).host) complain(`asked for ${request.url()}`)
   })
   await page.goto(url)
-  await ready(page)
+  await connected(page)
   return page
 }
 
@@ -175,7 +155,7 @@ const close = page => page.context().close()
 const visit = (name, server, channel, run, options) => test(name, async () => {
   const page = await open(server.url + query(channel), options)
   try {
-    return await run(page)
+    await run(page)
   } finally {
     page.leaving = true
     await close(page)
@@ -205,27 +185,19 @@ async function type(page, text) {
 // Runs the cases of a part; then says what is true of all of them.
 const EXPECTED = /^chat: (listening on |peer [0-9a-f]{16} (joined|left|makes no progress))/
 async function run(cases) {
-  try {
-    await cases()
-    await test('no page complained or asked for anything else', () => {
-      assert.deepEqual(complaints, [])
-    })
-    await test('the servers end well and said nothing unexpected', async () => {
-      for (const server of servers)
-        if (server.child.exitCode === null && !server.child.signalCode)
-          assert.equal(await stop(server, 'SIGTERM'), 0)
-      const lines = servers.flatMap(server => server.errors.split('\n'))
-      assert.deepEqual(lines.filter(line => line && !EXPECTED.test(line)), [])
-    })
-  } catch (error) {
-    failed++
-    console.log(`FAILED - ${part}: ${error.stack.replace(/\n/g, ' | ')}`)
-  }
+  await test('all cases had their turn', cases)
+  await test('no page complained or asked for anything else', () =>
+    assert.deepEqual(complaints, []))
+  await test('the servers end well and said nothing unexpected', async () => {
+    for (const server of servers)
+      if (ended(server) === null) assert.equal(await stop(server, 'SIGTERM'), 0)
+    const lines = servers.flatMap(server => server.errors.split('\n'))
+    assert.deepEqual(lines.filter(line => line && !EXPECTED.test(line)), [])
+  })
   for (const { child } of servers) child.kill('SIGKILL')
   await browser?.close()
   process.exit(failed ? 1 : 0)
 }
 
-module.exports = { WebSocketServer: WebSocket.Server, assert, test, visit, within, until, new_bus,
-  start, stop, query, post, ws_open, start_proxy, open, close, connected, disconnected, messages,
-  notes, waiting, shows, type, run }
+module.exports = { assert, test, visit, until, new_bus, start, stop, query, post, ws_open,
+  start_proxy, open, close, connected, disconnected, messages, notes, waiting, shows, type, run }

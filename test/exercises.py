@@ -12,7 +12,7 @@ import sys
 sys.dont_write_bytecode = True
 import contextlib, difflib, json, os, re, shutil, signal, subprocess, tempfile
 from pathlib import Path
-from harness import ROOT, SLOWER, Client, Host, Lab, check, equal, main, now, own_group
+from harness import ROOT, SLOWER, Client, Host, Lab, check, equal, main, now, own_group, run
 
 FORGET = 7 * SLOWER                                     # seconds, in place of an hour
 BULK = [f"{i} ".ljust(32768, ".") for i in range(48)]   # more than the kernel holds for a client
@@ -24,10 +24,13 @@ def instance(*options, expect=""):
     with Lab(1, network=False, expect=expect) as lab:
         yield lab.hosts[0].start("-b", "none", *options)
 
-def pause(host):
-    """It stands still, so that all that comes until a SIGCONT is there in one round."""
+@contextlib.contextmanager
+def paused(host):
+    """It stands still meanwhile, so that all that comes is there in one round."""
     host.send_signal(signal.SIGSTOP)
     os.waitpid(host.chat.process.pid, os.WUNTRACED)
+    yield
+    host.send_signal(signal.SIGCONT)
 
 # --- what each exercise promises -----------------------------------------------------------------
 
@@ -101,9 +104,8 @@ def notices():
         Client(host).hears('{"clients":1}')             # as many as before, but it is told
         two.end()
         one.hears('{"clients":1}')
-        pause(host)
-        crowd = [Client(host, "/?channel=earth", wait=False) for _ in range(9)]
-        host.send_signal(signal.SIGCONT)
+        with paused(host):
+            crowd = [Client(host, "/?channel=earth", wait=False) for _ in range(9)]
         for client in (one, *crowd):
             client.hears('{"clients":10}')
 
@@ -128,10 +130,9 @@ def echo():
         one, two = Client(host), Client(host, "/?echo=0")
         two.send("a")
         one.hears("a")
-        pause(host)                                     # so that both come in one round
-        one.send("b")
-        two.send("c")
-        host.send_signal(signal.SIGCONT)
+        with paused(host):
+            one.send("b")
+            two.send("c")
         equal({one.hear(), one.hear()}, {"b", "c"}, "in any order")
         one.send("d")
         two.hears("b", "d")
@@ -198,8 +199,8 @@ TIMES = {lag: {"LAG_TIME": "SECOND"}, forget: {"FORGET": f"{FORGET * 1000:.0f}L"
 # --- applying and building -----------------------------------------------------------------------
 
 def patch_of(tries):
-    name = tries.__name__.replace("_", "-")
-    return Path(ROOT, f"test/exercises/{EXERCISES.index(tries) + 1:02}-{name}.patch")
+    name = f"{EXERCISES.index(tries) + 1:02}-{tries.__name__.replace('_', '-')}"
+    return Path(ROOT, f"test/exercises/{name}.patch")
 
 def apply(tries, folder, context, fuzz=1):
     """Copies main.c, with the patch applied, into the folder. Returns what it was, and the diff."""
@@ -226,23 +227,16 @@ def examine(tries, before, difference):
     equal(touched, told and set(told[1].split(", ")), "the chapters, which the README tells")
     return count
 
-def build(tries, folder):
-    """Builds it with the flags of the tests (those of make sanitize, say)."""
-    main_c = Path(folder, "main.c")
-    for name, time in TIMES.get(tries, {}).items():
-        main_c.write_text(re.sub(rf"(#define {name} +)\S+( \* SECOND\))?", rf"\g<1>{time}",
-                                 main_c.read_text()))
-    flags = f"{os.environ.get('CFLAGS', '-O1')} -Werror -DHISTORY=2097152"
-    done = subprocess.run(("make", "-s", "CHAT=./chat", f"CFLAGS={flags}"), cwd=folder,
-                          capture_output=True, text=True)
-    check(done.returncode == 0, f"it does not build: {done.stderr[:2000]}")
-    Host.program = f"{folder}/chat"
-
 def exercise(tries):
     def case():
         with tempfile.TemporaryDirectory() as folder:
-            count = examine(tries, *apply(tries, folder, 0))
-            build(tries, folder)
+            count, main_c = examine(tries, *apply(tries, folder, 0)), Path(folder, "main.c")
+            for name, time in TIMES.get(tries, {}).items():
+                main_c.write_text(re.sub(rf"(#define {name} +)\S+( \* SECOND\))?", rf"\g<1>{time}",
+                                         main_c.read_text()))
+            flags = f"{os.environ.get('CFLAGS', '-O1')} -Werror -DHISTORY=2097152"
+            run("make", "-s", "-C", folder, "CHAT=./chat", f"CFLAGS={flags}")
+            Host.program = f"{folder}/chat"
             tries()
         return f"{count} lines"
     case.__name__, case.__doc__ = f"case_{patch_of(tries).stem}", tries.__doc__
@@ -255,6 +249,8 @@ def renew():
             patch_of(tries).write_text(preface + "".join(apply(tries, folder, 2, fuzz=2)[1]))
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--renew"]:
+        sys.exit(renew())
     longest_first = sorted(EXERCISES, key=[forget, forget, lag].count, reverse=True)
-    main("exercises", list(map(exercise, longest_first)), at_once=5, also={"--renew": renew},
+    main("exercises", list(map(exercise, longest_first)), at_once=5,
          missing=lambda: None if shutil.which("patch") else "no patch here")

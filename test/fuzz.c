@@ -23,12 +23,8 @@ static ssize_t nowhere(size_t size, const void *d, const void *to);
 #include "../main.c"
 
 /* Not assert(), because stderr is turned off. */
-#define CHECK(good) ((good) ? (void)0 : wrong(#good, __LINE__))
-
-static void wrong(const char *what, int number) {
-    dprintf(2, "test/fuzz.c:%d: not so: %s\n", number, what);
-    abort();
-}
+#define CHECK(good) \
+    ((good) ? (void)0 : (dprintf(2, "%d: no: %s\n", __LINE__, #good), abort()))
 
 static ssize_t nowhere(size_t size, const void *d, const void *to) {
     CHECK(d && to && size <= 1200);
@@ -45,7 +41,7 @@ static char *copy_of(const void *bytes, size_t size) {
 static void fuzz_request(const uint8_t *data, size_t size) {
     static struct request r, part;
     char *whole = copy_of(data, size);
-    const char *status = request_parse(&r, whole, size), *early;
+    const char *status = request_parse(&r, whole, size);
     bool good = status && !*status;
     CHECK(good || !status || (atoi(status) >= 400 && atoi(status) < 500));
     CHECK(!good || (*r.path == '/' && *r.method && r.size <= HEADER_MAX &&
@@ -53,7 +49,7 @@ static void fuzz_request(const uint8_t *data, size_t size) {
                     (field(&r, "Host") || r.old)));
     for (size_t n = 0; n < size && n < 300; n++) {
         char *prefix = copy_of(data, n);
-        early = request_parse(&part, prefix, n);
+        const char *early = request_parse(&part, prefix, n);
         if (good && n >= r.size + r.body_size) CHECK(early && !*early);
         else CHECK(!early || (!good && early == status));
         free(prefix);
@@ -106,7 +102,6 @@ static void fuzz_text(const uint8_t *data, size_t size) {
 }
 
 /* ---- A server without a network ----------------------------------------- */
-
 static int ends[2]; /* what is sent to ends[1], it hears */
 
 static void start(void) {
@@ -180,7 +175,6 @@ static int client_make(enum protocol protocol, int room) {
 }
 
 /* ---- A path, with -d ---------------------------------------------------- */
-
 /* All that must not be found holds "SECRET", or is named so. */
 static const char tree[] =
     "rm -rf build/tree; mkdir -p build/tree/www/sub/list; cd build/tree/www;"
@@ -194,8 +188,6 @@ static void fuzz_path(const uint8_t *data, size_t size) {
     struct buffer b = {0};
     struct client c = {.fd = -1, .protocol = HTTP};
     char text[100] = "";
-    if (!s.home) CHECK(!system(tree));
-    if (!s.home) s.home = open(".", O_PATH | O_CLOEXEC);
     s.option['d'] = "build/tree/www";
     int lowest = dup(0);
     buffer_print(&b, "GET /%.*s HTTP/1.0\r\n\r\n", (int)size, data);
@@ -205,8 +197,7 @@ static void fuzz_path(const uint8_t *data, size_t size) {
     if (c.file > 0) CHECK(pread(c.file, text, 99, 0) > 0 && !close(c.file));
     buffer_add(&c.out, "", 1);
     bool moved = !strncmp(c.out.bytes, "HTTP/1.1 301", 12); /* repeats it */
-    CHECK(moved || !strstr(c.out.bytes, "SECRET"));
-    CHECK(!strstr(text, "SECRET"));
+    CHECK(!strstr(text, "SECRET") && (moved || !strstr(c.out.bytes, "SECRET")));
     CHECK(!close(lowest) && dup(0) == lowest && !close(lowest));
     s.option['d'] = NULL;
     buffer_clear(&c.out);
@@ -214,7 +205,6 @@ static void fuzz_path(const uint8_t *data, size_t size) {
 }
 
 /* ---- A connection ------------------------------------------------------- */
-
 /* What is in the logs when the bytes have come in two pieces; returns how much
  * was answered. (Not of NATS: if something is wrong, that may be nothing.) */
 static ssize_t converse(const uint8_t *bytes, size_t size, size_t cut,
@@ -248,14 +238,10 @@ static void fuzz_connection(const uint8_t *data, size_t size) {
 }
 
 /* ---- A chat: its input is a small program ------------------------------- */
-
-static struct input {
-    const uint8_t *at;
-    size_t left;
-} in;
+static const uint8_t *input, *input_end;
 
 static unsigned take(void) {
-    return in.left ? in.left--, *in.at++ : 0;
+    return input < input_end ? *input++ : 0;
 }
 
 static void datagram(void) {
@@ -272,17 +258,18 @@ static void datagram(void) {
     if (send(ends[1], &d, size, 0) >= 0) bus_readable();
 }
 
-static void fuzz_chat(void) {
+static void fuzz_chat(const uint8_t *data, size_t size) {
     static uint8_t frame[1000] = "\x82\xFE", got[2048];
     int fds[3] = {-1, -1, -1};
     start();
-    while (in.left > 0) {
+    input = data;
+    input_end = data + size;
+    while (input < input_end) {
         unsigned op = take(), n = take(), what = op % 16;
         int *far = &fds[op / 16 % 3];
-        if (what == 2) n = min(n, in.left);
+        if (what == 2) n = min(n, (size_t)(input_end - input));
         if (what < 2 && *far < 0) *far = client_make(what, 1);
-        if (what == 2) send(*far, in.at, n, MSG_NOSIGNAL);
-        if (what == 2) in = (struct input){in.at + n, in.left - n};
+        if (what == 2) send(*far, (input += n) - n, n, MSG_NOSIGNAL);
         if (what == 3) recv(*far, got, 8 * n, 0);
         if (what == 4) s.now += n * n;
         if (what == 5) datagram();
@@ -296,9 +283,10 @@ static void fuzz_chat(void) {
     while (s.connections) rounds(1);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!s.epoll) {
+        CHECK(!system(tree));
+        s.home = open(".", O_PATH | O_CLOEXEC);
         stderr = fopen("/dev/null", "w"); /* "peer joined", a million times */
         signal(SIGPIPE, SIG_IGN);
         s.epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -312,7 +300,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case '1' % 5: fuzz_text(data + 1, size - 1); break;
     case '2' % 5: fuzz_path(data + 1, size - 1); break;
     case '3' % 5: fuzz_connection(data + 1, size - 1); break;
-    default: in = (struct input){data + 1, size - 1}; fuzz_chat();
+    default: fuzz_chat(data + 1, size - 1);
     }
     return 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * harness.h: what the tests in C share: cases and their report, parts that
- * run side by side, a server to talk to, a connection with a read buffer,
- * HTTP answers and WebSocket frames.
+ * harness.h: what server.c is written with: cases and their report, parts that
+ * run side by side, a server to talk to, a connection with a read buffer, HTTP
+ * answers and WebSocket frames.
  *
  * A case is begin(), some checks, finish(). The first check that fails is the
  * one reported, and after it nothing is waited for any more, so that a broken
@@ -12,12 +12,7 @@
  *   BUILD=build   where it is built with other limits
  *   PATIENCE=10   seconds in which what must happen has to happen
  */
-#ifndef HARNESS_H
-#define HARNESS_H
-
-#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
-#endif
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -39,30 +34,35 @@
 #include <time.h>
 #include <unistd.h>
 
-#pragma GCC diagnostic ignored "-Wunused-function"
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 /* ---- Cases ------------------------------------------------------------- */
 
 static struct {
-    const char *program; /* the binary under test, and where others are */
-    const char *build;
     bool sanitized;  /* it is a sanitizer build: slower, and larger */
     double patience; /* seconds to wait for anything */
     char name[500];  /* of the case that runs */
     char why[700];   /* its first failed check, empty so far */
-    int passed, failed, skipped;
+    int failed;
 } test;
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+static double seconds(clockid_t clock) {
+    struct timespec t = {0};
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
+#define now() seconds(CLOCK_MONOTONIC)
 
 /* When a wait that begins now has to end. */
 static double deadline(void) {
     return now() + (test.why[0] ? 0 : test.patience);
+}
+
+/* Waits until the descriptor is ready or the time has come. */
+static bool wait_for(int fd, short events, double until) {
+    struct pollfd p = {.fd = fd, .events = events};
+    double left = until - now();
+    return poll(&p, 1, left > 0 ? (int)(left * 1000) + 1 : 0) > 0;
 }
 
 /* The bytes as printable text, cut after 100, in one of eight buffers. */
@@ -80,12 +80,19 @@ static const char *shown(const void *bytes, size_t n) {
     return out;
 }
 
+static bool matches(const char *text, const char *pattern) {
+    regex_t regex;
+    regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB);
+    bool found = regexec(&regex, text, 0, NULL, 0) == 0;
+    regfree(&regex);
+    return found;
+}
+
+#define PRINTF(n)  __attribute__((format(printf, n, n + 1)))
 #define begin(...) snprintf(test.name, sizeof test.name, __VA_ARGS__)
 
 /* Records the detail if this is the case's first failed check. */
-__attribute__((format(printf, 2, 3))) static bool expect(bool good,
-                                                         const char *format,
-                                                         ...) {
+PRINTF(2) static bool expect(bool good, const char *format, ...) {
     va_list list;
     if (good || test.why[0]) return good;
     va_start(list, format);
@@ -98,16 +105,15 @@ __attribute__((format(printf, 2, 3))) static bool expect(bool good,
 static void finish(void) {
     if (test.why[0]) printf("FAILED - %s: %s\n", test.name, test.why);
     else printf("ok - %s\n", test.name);
-    if (test.why[0] && ++test.failed == 30) exit(30); /* that will do */
-    test.why[0] = '\0';
     fflush(stdout);
+    if (test.why[0] && ++test.failed == 30) exit(1); /* that will do */
+    test.why[0] = '\0';
 }
 
-static void harness_open(void) {
+/* Goes into a new folder, which has links to the programs under test. */
+static void harness_open(char *folder) {
     const char *patience = getenv("PATIENCE");
     struct rlimit limit;
-    test.program = realpath(getenv("CHAT") ? getenv("CHAT") : "./chat", NULL);
-    test.build = realpath(getenv("BUILD") ? getenv("BUILD") : "build", NULL);
     test.sanitized = !system("grep -qE '__(a|ub)san_' \"${CHAT:-./chat}\"");
     test.patience = patience ? atof(patience) : test.sanitized ? 20 : 10;
     test.sanitized |= test.patience >= 30; /* or valgrind */
@@ -117,74 +123,41 @@ static void harness_open(void) {
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
+    setenv("FOLDER", mkdtemp(folder), 1);
+    if (system("ln -s \"$(realpath \"${CHAT:-chat}\")\" $FOLDER/chat &&"
+               "ln -s \"$(realpath \"${BUILD:-build}\")\"/chat-* $FOLDER") ||
+        chdir(folder))
+        perror(folder);
 }
 
-/* ---- Parts, side by side ----------------------------------------------- */
+/* ---- Parts, side by side, each in a process of its own ------------------ */
 
-/* Each runs in a process of its own; what it printed is shown and counted when
- * it has come to its end. */
 struct part {
     const char *name;
     void (*run)(void);
-    pid_t pid;
-    FILE *output;
 };
-
-static void part_begin(struct part *part) {
-    part->output = tmpfile();
-    fflush(stdout);
-    part->pid = fork();
-    if (part->pid) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    dup2(fileno(part->output), 1);
-    part->run();
-    exit(0);
-}
-
-static void part_end(struct part *part, int status) {
-    char line[2000];
-    rewind(part->output);
-    while (fgets(line, sizeof line, part->output)) {
-        fputs(line, stdout);
-        test.passed += !strncmp(line, "ok - ", 5);
-        test.failed += !strncmp(line, "FAILED - ", 9);
-        test.skipped += !strncmp(line, "skipped: ", 9);
-    }
-    fclose(part->output);
-    test.failed += status != 0;
-    if (status) printf("FAILED - part %s: status %x\n", part->name, status);
-}
 
 /* Runs the parts that the command line names, or all of them; returns the
  * exit status of the test. */
-static int run_parts(struct part *parts, int argc, char **argv) {
-    int status;
-    for (struct part *part = parts; part->name; part++) {
+static int run_parts(const struct part *part, int argc, char **argv) {
+    int status, failed = 0;
+    for (; part->name; part++) {
         bool wanted = argc < 2;
         for (int k = 1; k < argc; k++) wanted |= !strcmp(argv[k], part->name);
-        if (wanted) part_begin(part);
+        if (!wanted || fork() > 0) continue;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        part->run();
+        exit(test.failed > 0);
     }
-    for (pid_t pid; (pid = wait(&status)) > 0;)
-        for (struct part *part = parts; part->name; part++)
-            if (part->pid == pid) part_end(part, status);
-    printf("# %d passed, %d failed, %d skipped\n", test.passed, test.failed,
-           test.skipped);
-    return test.failed > 0;
-}
-
-/* Waits until the descriptor is ready or the time has come. */
-static bool wait_for(int fd, short events, double until) {
-    struct pollfd p = {.fd = fd, .events = events};
-    double left = until - now();
-    return poll(&p, 1, left > 0 ? (int)(left * 1000) + 1 : 0) > 0;
+    for (; wait(&status) > 0; failed |= status)
+        if (!WIFEXITED(status)) printf("FAILED - a part: status %x\n", status);
+    return failed != 0;
 }
 
 /* ---- The server -------------------------------------------------------- */
 
 struct server {
-    const char *build;   /* of $BUILD, with other limits; NULL: $CHAT */
     const char *may_say; /* regex of lines it may print beside the first */
-    const char *setup;   /* what the shell that starts it does before */
     pid_t pid;
     int port, out, err; /* memory files that are its stdout and stderr */
 };
@@ -199,20 +172,16 @@ static const char *written(int fd) {
     return text;
 }
 
-/* Starts the program with these arguments, as in a shell. */
-static void server_spawn(struct server *s, const char *args) {
-    char command[1000];
-    snprintf(command, sizeof command, "%s exec \"%s/%s\" %s",
-             s->setup ? s->setup : "", s->build ? test.build : "",
-             s->build ? s->build : test.program, args);
-    s->out = memfd_create("stdout", MFD_CLOEXEC);
-    s->err = memfd_create("stderr", MFD_CLOEXEC);
+/* Runs a command line of the shell, which has to end as the server. */
+static struct server server_spawn(const char *command) {
+    struct server s = {.out = memfd_create("stdout", MFD_CLOEXEC),
+                       .err = memfd_create("stderr", MFD_CLOEXEC)};
     fflush(stdout);
-    s->pid = fork();
-    if (s->pid) return;
+    s.pid = fork();
+    if (s.pid) return s;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    dup2(s->out, 1);
-    dup2(s->err, 2);
+    dup2(s.out, 1);
+    dup2(s.err, 2);
     signal(SIGPIPE, SIG_DFL);
     execl("/bin/sh", "sh", "-c", command, NULL);
     _exit(127);
@@ -242,59 +211,52 @@ static int server_end(const struct server *s) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* Starts a server and waits until it listens. False: its build is not there, so
- * what needs it is skipped; or it does not start, which is a failed case. */
-__attribute__((format(printf, 2, 3))) static bool server_start(
-    struct server *s, const char *format, ...) {
-    char args[800] = "-p 0 ";
+/* Starts a server and waits until it listens. If it does not, that is a failed
+ * case, or if its build is not there a skipped one; and the end of the part. */
+PRINTF(1) static struct server server_start(const char *format, ...) {
+    char command[1000];
     va_list list;
     va_start(list, format);
-    vsnprintf(args + 5, sizeof args - 5, format, list);
+    vsnprintf(command, sizeof command, format, list);
     va_end(list);
-    begin("%s %.200s starts", s->build ? s->build : "the server", args);
-    server_spawn(s, args);
-    if (server_says(s, "/, bus")) {
-        const char *end = strstr(written(s->err), "/, bus");
+    begin("%.300s", command);
+    struct server s = server_spawn(command);
+    if (server_says(&s, "/, bus")) {
+        const char *end = strstr(written(s.err), "/, bus");
         while (end[-1] != ':') end--;
-        s->port = atoi(end);
-        return true;
+        s.port = atoi(end);
+        return s;
     }
-    kill(s->pid, SIGKILL);
-    if (server_end(s) != 127 || !s->build) finish();
+    kill(s.pid, SIGKILL);
+    if (server_end(&s) != 127) finish();
     else printf("skipped: %s: needs it in $BUILD\n", test.name);
-    test.why[0] = '\0';
-    return false;
+    exit(test.failed > 0);
 }
 
 /* A signal, exit 0, and of the lines on stderr only those that it may say. */
-static void expect_stop(struct server *s, int number) {
-    regex_t allowed;
+static void expect_stop(const struct server *s, int number) {
     kill(s->pid, number);
     int status = server_end(s);
     expect(status == 0, "exit status %d: %s", status, written(s->err));
-    regcomp(&allowed, s->may_say ? s->may_say : "^$", REG_EXTENDED | REG_NOSUB);
     char *rest = (char *)(uintptr_t)written(s->err);
     for (char *line; (line = strsep(&rest, "\n")) && *line;)
-        expect(strncmp(line, "chat: listening on http", 23) == 0 ||
-                   regexec(&allowed, line, 0, NULL, 0) == 0,
+        expect(!strncmp(line, "chat: listening on http", 23) ||
+                   (s->may_say && matches(line, s->may_say)),
                "stderr: %s", shown(line, strlen(line)));
-    regfree(&allowed);
     close(s->out);
     close(s->err);
 }
 
-static void server_stop(struct server *s, const char *what) {
-    begin("%s: the server stops cleanly", what);
+/* The last check of a case. */
+static void finish_stop(const struct server *s) {
     expect_stop(s, SIGTERM);
     finish();
 }
 
 /* The processor time that it has used, in seconds. */
 static double server_cpu(const struct server *s) {
-    struct timespec t = {0};
     clockid_t clock;
-    if (clock_getcpuclockid(s->pid, &clock) == 0) clock_gettime(clock, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+    return clock_getcpuclockid(s->pid, &clock) ? 0 : seconds(clock);
 }
 
 /* What it has in memory, in MiB. */
@@ -335,6 +297,7 @@ static struct peer *peer_connect(int port, int buffer) {
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct peer *p = calloc(1, sizeof *p);
     int one = 1;
+    p->in = malloc(1);
     p->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     setsockopt(p->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     for (int i = 0; buffer && i < 2; i++)
@@ -369,14 +332,11 @@ static bool peer_send(struct peer *p, const void *bytes, size_t n) {
 
 /* Reads what is there without waiting: true if bytes came. */
 static bool peer_take(struct peer *p) {
-    if (p->start == p->end) p->start = p->end = 0;
-    if (p->start > p->size / 2) {
-        memmove(p->in, p->in + p->start, p->end - p->start);
-        p->end -= p->start;
-        p->start = 0;
-    }
     if (p->size - p->end < 65536) {
-        p->size = p->size * 2 + 131072;
+        p->end -= p->start;
+        memmove(p->in, p->in + p->start, p->end);
+        p->start = 0;
+        p->size = p->end * 2 + 131072;
         p->in = realloc(p->in, p->size);
     }
     ssize_t n = p->ended ? 0 : recv(p->fd, p->in + p->end, p->size - p->end, 0);
@@ -433,54 +393,47 @@ static const char *header(const struct response *r, const char *name) {
     return values[(turn - 1) % 4];
 }
 
-/* Takes the header of a response, and checks what every answer owes: clean
- * lines, and but for 100 and 101 a Date, nosniff and Connection: close. */
-static void read_head(struct peer *p, struct response *r) {
+/* Reads a response, and checks what every one owes: clean lines, and but for
+ * 100 and 101 a Date, nosniff, Connection: close and a length. `to_head`: it
+ * answers HEAD, so it has no body. */
+static struct response read_response(struct peer *p, bool to_head) {
+    static char *body;
+    struct response r = {0};
     double until = deadline();
     unsigned char *end = NULL;
-    memset(r, 0, sizeof *r);
-    do {
-        if (p->end > p->start)
-            end = memmem(p->in + p->start, p->end - p->start, "\r\n\r\n", 4);
-    } while (!end && peer_more(p, until));
+    do end = memmem(p->in + p->start, p->end - p->start, "\r\n\r\n", 4);
+    while (!end && peer_more(p, until));
     size_t size = end ? (size_t)(end - (p->in + p->start)) + 4 : 0;
-    if (!expect(size && size < sizeof r->head, "no response%s; got: %s",
+    if (!expect(size && size < sizeof r.head, "no response%s; got: %s",
                 p->ended ? ", connection closed" : " in time",
                 shown(p->in + p->start, p->end - p->start)))
-        return;
-    memcpy(r->head, p->in + p->start, size - 2);
+        return r;
+    memcpy(r.head, p->in + p->start, size - 2);
     p->start += size;
-    expect(sscanf(r->head, "HTTP/1.1 %3d ", &r->status) == 1, "status line: %s",
-           shown(r->head, strcspn(r->head, "\r")));
-    for (const char *at = r->head; *at; at++)
+    expect(sscanf(r.head, "HTTP/1.1 %3d ", &r.status) == 1, "status line: %s",
+           shown(r.head, strcspn(r.head, "\r")));
+    for (const char *at = r.head; *at; at++)
         expect(*at == '\n' ? at[-1] == '\r' : *at != '\r' || at[1] == '\n',
                "a lone CR or LF in the header");
-    if (r->status < 200) return;
-    const char *connection = header(r, "Connection");
-    expect(header(r, "Date") && header(r, "X-Content-Type-Options") &&
-               connection && strstr(connection, "close"),
-           "no Date, nosniff or Connection: close: %s", r->head);
-}
-
-/* Reads one response. `to_head`: it answers HEAD, so it has no body. */
-static void read_response(struct peer *p, bool to_head, struct response *r) {
-    static char *body;
-    read_head(p, r);
-    if (r->status < 200 || r->status == 204 || r->status == 304) return;
-    const char *length = header(r, "Content-Length");
-    expect(length != NULL, "status %d without a Content-Length", r->status);
-    if (!length || to_head) return;
-    r->length = (size_t)strtoull(length, NULL, 10);
-    while (p->end - p->start < r->length && peer_more(p, deadline()))
+    if (r.status < 200) return r;
+    const char *connection = header(&r, "Connection");
+    const char *length = header(&r, "Content-Length");
+    expect(header(&r, "Date") && header(&r, "X-Content-Type-Options") &&
+               connection && strstr(connection, "close") && length,
+           "no Date, nosniff, Connection: close or length: %s", r.head);
+    if (!length || to_head || r.status == 304) return r;
+    r.length = (size_t)strtoull(length, NULL, 10);
+    while (p->end - p->start < r.length && peer_more(p, deadline()))
         ;
     size_t have = p->end - p->start;
-    if (!expect(have >= r->length, "body of %zu, not %zu", have, r->length))
-        r->length = have;
-    body = realloc(body, r->length + 1);
-    memcpy(body, p->in + p->start, r->length);
-    body[r->length] = '\0';
-    r->body = body;
-    p->start += r->length;
+    if (!expect(have >= r.length, "body of %zu, not %zu", have, r.length))
+        r.length = have;
+    body = realloc(body, r.length + 1);
+    memcpy(body, p->in + p->start, r.length);
+    body[r.length] = '\0';
+    r.body = body;
+    p->start += r.length;
+    return r;
 }
 
 static void expect_body(const struct response *r, const char *text) {
@@ -490,21 +443,20 @@ static void expect_body(const struct response *r, const char *text) {
 }
 
 /* GET, on a connection of its own. */
-static void http_get(int port, const char *target, struct response *r) {
+static struct response http_get(int port, const char *target) {
     struct peer *p = peer_open(port);
     char request[9000];
     snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n",
              target);
     peer_text(p, request);
-    read_response(p, false, r);
+    struct response r = read_response(p, false);
     peer_close(p);
+    return r;
 }
 
 static void expect_status(int port, const char *target, int status) {
-    struct response r;
-    http_get(port, target, &r);
-    expect(r.status == status, "%s: status %d, expected %d", target, r.status,
-           status);
+    int got = http_get(port, target).status;
+    expect(got == status, "%s: status %d, expected %d", target, got, status);
 }
 
 /* ---- WebSocket --------------------------------------------------------- */
@@ -533,8 +485,7 @@ static void ws_ask(struct peer *p, const char *target) {
 
 /* Takes the opening response and checks it. */
 static void ws_opened(struct peer *p) {
-    struct response r;
-    read_response(p, false, &r);
+    struct response r = read_response(p, false);
     const char *accept = header(&r, "Sec-WebSocket-Accept");
     expect(r.status == 101 && accept && !strcmp(accept, WS_ACCEPT),
            "opening: status %d, Sec-WebSocket-Accept: %s", r.status, accept);
@@ -631,5 +582,3 @@ static void send_chopped(struct peer *p, struct peer *clock, const void *bytes,
     for (size_t i = 0; i < n && peer_send(p, at + i, 1); i++)
         for (int k = 0; k < 2 && !test.why[0]; k++) ws_sync(clock);
 }
-
-#endif

@@ -4,23 +4,23 @@ A test is `with Lab() as lab:` in a function case_NAME, whose docstring's first 
 and whose result, if any, are figures to print. main() runs the cases, each in a process of its own.
 A case fails by check() or Failure. On each host of a lab runs one instance at a time ($CHAT);
 clients are served while the lab waits for something (pump). A host is a network namespace with an
-eth0 on a bridge, 10.80.0.1 and so on, which needs root or a user namespace; with Lab(network=False)
-all are this machine. All is held by descriptors of this process, so nothing is left at its end.
+eth0 on a bridge, 10.80.0.1 and so on; with Lab(network=False) all are this machine. All is held by
+descriptors of this process, so nothing is left at its end.
 
 PATIENCE=SECONDS is what a wait of 5 s may take (others in proportion), KEEP=1 shows what the
-instances said, LONG=1 makes some cases longer.
+instances said.
 """
-import base64, ctypes, heapq, json, os, random, re, selectors, shutil, signal, socket, ssl, struct
+import base64, bisect, ctypes, json, os, random, re, selectors, shutil, signal, socket, ssl, struct
 import subprocess, sys, tempfile, time, traceback
 from pathlib import Path
 
 CHAT = os.path.abspath(os.environ.get("CHAT", "./chat"))
 BUILD = os.path.abspath(os.environ.get("BUILD", "build"))
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LONG = os.environ.get("LONG", "") not in ("", "0")
-CLONE_NEWNS, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x20000, 0x40000000, 1
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x20000, 0x10000000, 0x40000000, 1
 libc = ctypes.CDLL(None, use_errno=True)
 now = time.monotonic
+BUSY = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
 
 class Failure(Exception):
     """What a case found wrong."""
@@ -85,58 +85,49 @@ class Client:
     `others`, str if text and bytes if binary. settle() looks at what was wrong (`problems`)."""
 
     def __init__(self, host, path="/", name=b"", headers="", wait=True):
-        """`name`: as whom it posts; the host's number by default. Without `wait` see joined()."""
+        """`name`: as whom it posts; the host's number by default. `wait`: until it is let in."""
         self.host, self.name = host, name or b"%d" % host.number
-        self.out, self.rest, self.next, self.problems = bytearray(), bytearray(), {}, []
-        self.others, self.count, self.sent_at, self.arrival = [], 0, {}, None
-        self.closed, self.close_code, self.head, self.pings = False, None, None, 0
-        self.writing = self.deaf = False
+        self.out, self.rest, self.others, self.problems = bytearray(), bytearray(), [], []
+        self.next, self.count, self.sent_at, self.came_at = {}, 0, {}, {}
+        self.closed, self.close_code, self.head, self.deaf = False, None, None, False
         self.socket = host.connect()
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(upgrade(path, headers))
         self.socket.setblocking(False)
         self.watch()
         if wait:
-            self.joined()
-
-    def joined(self, seconds=10):
-        """Waits until it is let in, and returns itself."""
-        self.host.lab.pump(lambda: self.head or self.closed, seconds, "no answer to a handshake")
-        head = self.head or bytes(self.rest)
-        check(self.head and head.startswith(b"HTTP/1.1 101 "), f"no WebSocket: {head!r}")
-        return self
+            host.lab.pump(lambda: self.head or self.closed, 10, "no answer to a handshake")
+            check(self.head and self.head.startswith(b"HTTP/1.1 101 "),
+                  lambda: f"no WebSocket: {self.head or self.rest!r}")
 
     def send(self, payload, opcode=1):
         """Sends a message: str or bytes, as text unless opcode says otherwise."""
         self.out += frame(payload.encode() if isinstance(payload, str) else payload, opcode)
-        if not self.writing:
-            self.write()
+        self.write()
 
     def post(self, number, size=0):
         """Sends its numbered message, as long as `size` if that is longer than its start."""
         self.sent_at[number] = now()
         self.send(message(self.name, number, size))
 
-    def hear(self, seconds=5):
+    def hear(self):
         """Waits for the next message that is not a numbered one, and returns it."""
-        self.host.lab.pump(lambda: self.others or self.closed, seconds, "no message came")
+        self.host.lab.pump(lambda: self.others or self.closed, 5, "no message came")
         check(self.others, f"the connection has ended: {self.closed}")
         return self.others.pop(0)
 
-    def hears(self, *messages, seconds=5):
-        """The next messages must be these."""
+    def hears(self, *messages):
         for expected in messages:
-            equal(self.hear(seconds), expected, "the next message")
+            equal(self.hear(), expected, "the next message")
 
     def listen(self, does=True):
         """listen(False): it does not read any more."""
-        if self.deaf == does:
-            self.deaf = not does
-            self.watch()
+        self.deaf = not does
+        self.watch()
 
     def watch(self):
         selector = self.host.lab.selector
-        events = selectors.EVENT_READ * (not self.deaf) | selectors.EVENT_WRITE * self.writing
+        events = selectors.EVENT_READ * (not self.deaf) | selectors.EVENT_WRITE * bool(self.out)
         if self.socket in selector.get_map():
             selector.unregister(self.socket)
         if events and not self.closed:
@@ -145,36 +136,31 @@ class Client:
     def write(self):
         try:
             while self.out:
-                with memoryview(self.out) as view:
-                    sent = self.socket.send(view[:1 << 18])
-                del self.out[:sent]
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                del self.out[:self.socket.send(self.out)]
+        except BUSY:
             pass
         except OSError as error:
             return self.end(error)
-        if self.writing != bool(self.out):
-            self.writing = bool(self.out)
-            self.watch()
+        self.watch()
 
     def read(self):
         try:
             data = self.socket.recv(1 << 20)
             while getattr(self.socket, "pending", int)():   # TLS gives out one record at a time
                 data += self.socket.recv(1 << 20)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BUSY:
             return
         except OSError as error:
             return self.end(error)
         if not data:
-            self.end("closed by the server")
-        elif self.head:
-            self.on_bytes(data)
-        else:
-            self.rest += data
+            return self.end("closed by the server")
+        self.rest += data
+        if not self.head:
             head, found, rest = bytes(self.rest).partition(b"\r\n\r\n")
-            if found:
-                self.head, self.rest = head, bytearray()
-                self.on_bytes(rest)
+            if not found:
+                return
+            self.head, self.rest = head, bytearray(rest)
+        self.take_frames()
 
     def end(self, why="by the test"):
         """Closes the connection, without a close frame."""
@@ -183,10 +169,8 @@ class Client:
             self.watch()
             self.socket.close()
 
-    def on_bytes(self, data):
-        rest = self.rest
-        rest += data
-        at, size = 0, len(rest)
+    def take_frames(self):
+        rest, at, size = self.rest, 0, len(self.rest)
         while size - at >= 2 and not self.closed:
             length, start = rest[at + 1], at + 2
             if length >= 126:
@@ -202,7 +186,6 @@ class Client:
         if start in (0x81, 0x82):
             self.on_message(payload, start & 15)
         elif start == 0x89:
-            self.pings += 1
             self.send(payload, 10)
         elif start == 0x88:
             self.close_code = int.from_bytes(payload[:2], "big")
@@ -220,9 +203,8 @@ class Client:
         if number != due and len(self.problems) < 5:
             self.problems.append(f"{sender.decode()}'s message {number} where {due} was due")
         self.next[sender] = number + 1
+        self.came_at[sender, number] = now()
         self.count += 1
-        if self.arrival:
-            self.arrival(self, sender, number)
 
 def settle(clients):
     """None of the clients was cut off, and none has seen anything wrong."""
@@ -237,27 +219,23 @@ class Program:
     """A process of the lab's, ended with it. What it says on stderr and stdout goes to files."""
     last_signal = signal.SIGKILL
 
-    def __init__(self, lab, command, enter=None, environment=None):
+    def __init__(self, lab, command, enter=lambda: None):
         """`enter` runs in the new process before the command does."""
         def prepare():
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if enter:
-                enter()
+            enter()
         self.lab, self.command = lab, command
         number = len(lab.programs)
         self.errors, self.output = lab.path(f"err.{number}"), lab.path(f"out.{number}")
         with open(self.errors, "wb") as errors, open(self.output, "wb") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
-                preexec_fn=prepare, env={**os.environ, **(environment or {})})
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, preexec_fn=prepare)
         lab.programs.append(self)
 
     def said(self):
-        """All that it has said on stderr."""
         return Path(self.errors).read_text(errors="replace")
 
     def printed(self):
-        """All that it has printed on stdout."""
         return Path(self.output).read_text(errors="replace")
 
     def says(self, pattern, seconds=10):
@@ -270,14 +248,14 @@ class Program:
         check(found, lambda: f"it ended with {self.process.poll()}: {self.said()!r}")
         return found
 
-    def stop(self, signal_number=signal.SIGTERM, seconds=6):
+    def stop(self, signal_number=signal.SIGTERM):
         """Sends the signal and waits for its end; returns the status."""
         self.process.send_signal(signal_number)
-        return self.wait(seconds)
+        return self.wait()
 
-    def wait(self, seconds=6):
+    def wait(self):
         try:
-            return self.process.wait(seconds * SLOWER)
+            return self.process.wait(6 * SLOWER)
         except subprocess.TimeoutExpired:
             raise Failure(f"{self.command[0]} does not end: {self.said()!r}") from None
 
@@ -301,11 +279,9 @@ class Host:
         if self.space is not None:
             call(libc.setns, self.lab.switch, CLONE_NEWNET)
 
-    def begin(self, *options, environment=None):
+    def begin(self, *options):
         """Starts an instance, and does not wait until it listens."""
-        command = (self.program, *self.options, *options)
-        self.chat = Instance(self.lab, command, self.__enter__, environment)
-        return self
+        self.chat = Instance(self.lab, (self.program, *self.options, *options), self.__enter__)
 
     def start(self, *options, **more):
         """Starts an instance and waits until it listens."""
@@ -343,28 +319,22 @@ class Host:
         return said.count("joined") - said.count("left")
 
     def connect(self):
-        """A socket that is connected to the instance."""
         with self:
             link = socket.socket()
         link.settimeout(10 * SLOWER)
         link.connect(("127.0.0.1", self.port))
         return self.tls.wrap_socket(link, server_hostname="localhost") if self.tls else link
 
-    def request(self, text):
-        """Sends bytes, or a str with \\n for line ends; returns all of the answer."""
-        if isinstance(text, str):
-            text = text.replace("\n", "\r\n").encode("latin-1")
-        answer = bytearray()
+    def request(self, data):
+        """Sends bytes; returns all of the answer."""
         with self.connect() as link:
-            link.sendall(text)
-            while piece := link.recv(1 << 20):
-                answer += piece
-        return bytes(answer)
+            link.sendall(data)
+            return b"".join(iter(lambda: link.recv(1 << 20), b""))
 
     def get(self, path="/", status=200, headers=""):
         """The body of the answer to a GET, which must have this status."""
-        answer = self.request(f"GET {path} HTTP/1.1\nHost: localhost\n{headers}\n")
-        head, _, body = answer.partition(b"\r\n\r\n")
+        text = f"GET {path} HTTP/1.1\nHost: localhost\n{headers}\n".replace("\n", "\r\n")
+        head, _, body = self.request(text.encode()).partition(b"\r\n\r\n")
         check(head.startswith(b"HTTP/1.1 %d " % status), f"{path}: not {status}, but {head!r}")
         return body
 
@@ -395,7 +365,7 @@ class Lab:
         """`expect`: what else instances may say, a regular expression that begins with |."""
         self.directory = tempfile.mkdtemp(prefix=f"chat-test-{os.getpid()}-")
         self.selector, self.timers, self.programs = selectors.DefaultSelector(), [], []
-        self.expect, self.turn, self.switch, self.network = expect, 0, None, network
+        self.expect, self.switch, self.network = expect, None, network
         for name in ("secret", "other"):
             self.write(name, base64.b64encode(os.urandom(32)).decode() + "\n", 0o600)
         if network:
@@ -412,14 +382,12 @@ class Lab:
         return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def add_host(self):
-        """One more host; returns it."""
         number = len(self.hosts) + 1
-        if self.network:
-            host = self.host_type(self, number, self.new_space(), f"10.80.0.{number}")
+        own = (self.new_space(), f"10.80.0.{number}") if self.network else ()
+        host = self.host_type(self, number, *own)
+        if own:
             call(libc.setns, self.switch, CLONE_NEWNET)
             self.plug_in(host)
-        else:
-            host = self.host_type(self, number)
         self.hosts.append(host)
         return host
 
@@ -477,7 +445,7 @@ class Lab:
     def examine(self, number, program):
         """What is wrong with an instance's end and what it said; a subclass may look for more."""
         usual = rf"chat: (listening on |peer \w{{16}} (joined|left)$){self.expect}"
-        usual += f"|{program.expect}" if program.expect else ""
+        usual += f"|{program.expect}" * bool(program.expect)
         if program.process.returncode != program.status:
             yield f"instance {number} ended with {program.process.returncode}"
         for line in program.said().splitlines():
@@ -490,9 +458,9 @@ class Lab:
             host.start(*options, **more)
         self.meet(self.hosts)
 
-    def meet(self, hosts, seconds=5):
+    def meet(self, hosts):
         """Waits until each of the hosts counts all the others."""
-        self.pump(lambda: all(host.peers() == len(hosts) - 1 for host in hosts), seconds,
+        self.pump(lambda: all(host.peers() == len(hosts) - 1 for host in hosts), 5,
                   lambda: f"the hosts count {[host.peers() for host in hosts]} peers", 0.01)
 
     def hang_up(self, host=None):
@@ -503,8 +471,7 @@ class Lab:
 
     def at(self, when, function):
         """While the lab waits, it will call this function at that time."""
-        self.turn += 1
-        heapq.heappush(self.timers, (when, self.turn, function))
+        bisect.insort(self.timers, (when, function), key=lambda timer: timer[0])
 
     def talk(self, client, rate, until, size=0):
         """It posts `rate` messages a second at random moments, the first now, until that time."""
@@ -524,7 +491,7 @@ class Lab:
         while True:
             time_now = now()
             while self.timers and self.timers[0][0] <= time_now:
-                heapq.heappop(self.timers)[2]()
+                self.timers.pop(0)[1]()
             if time_now >= look:
                 if condition():
                     return True
@@ -549,45 +516,18 @@ class Lab:
         by sender's name (by default all that they have posted), in order; returns the seconds."""
         expected = expected or {c.name: len(c.sent_at) for c in clients if c.sent_at}
         total, begun = sum(expected.values()), now()
-
-        def missing():
-            short = [f"{n - c.next.get(s, 0)} from {s.decode()} at host {c.host.number}"
-                     for c in clients for s, n in expected.items() if c.next.get(s, 0) < n]
-            return "missing: " + ", ".join(short[:6])
-        self.pump(lambda: all(c.count >= total or c.closed or c.problems for c in clients),
-                  seconds, missing)
+        self.pump(lambda: all(c.count >= total or c.closed or c.problems for c in clients), seconds,
+                  lambda: f"of {expected} they have {[c.next for c in clients]}")
         settle(clients)
         for c in clients:
             check(c.next == expected and c.count == total,
                   f"host {c.host.number}: got {c.next}, not {expected}")
         return now() - begun
 
-# --- latencies -----------------------------------------------------------------------------------
-
-def watch(clients):
-    """Notes how long numbered messages take, {(sender's host, receiver's host): [seconds]}."""
-    names, found = {c.name: c for c in clients}, {}
-
-    def arrival(c, sender, number):
-        key = names[sender].host.number, c.host.number
-        found.setdefault(key, []).append(now() - names[sender].sent_at[number])
-    for c in clients:
-        c.arrival = arrival
-    return found
-
-def percentiles(values):
-    """p50, p99 and the largest, in ms."""
-    values = sorted(values) or [0]
-    return [values[min(len(values) - 1, len(values) * n // 100)] * 1e3 for n in (50, 99, 100)]
-
 # --- running -------------------------------------------------------------------------------------
 
-def case_name(function):
-    return function.__name__.removeprefix("case_")
-
-def run_case(part, function):
+def run_case(title, function):
     """Runs a case and prints its line. Returns whether it failed."""
-    title = f"{part} {case_name(function)}: {(function.__doc__ or '').partition(chr(10))[0]}"
     begun = now()
     try:
         figures = function()
@@ -602,54 +542,47 @@ def run_case(part, function):
     os.write(1, line.encode() + b"\n")
     return line.startswith("FAILED")
 
-def run_together(part, functions, at_once):
-    """Runs each case in a process of its own, so many at once; returns how many failed."""
+def run_together(cases, at_once):
+    """Runs each case, by title, in a process of its own; returns how many failed."""
     failed = 0
-    for number, function in enumerate(functions):
+    for number, case in enumerate(cases.items()):
         failed += number >= at_once and os.wait()[1] != 0
         if os.fork() == 0:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             try:
                 random.seed()
-                os._exit(run_case(part, function))
+                os._exit(run_case(*case))
             finally:
                 os._exit(1)
-    return failed + sum(os.wait()[1] != 0 for _ in functions[:at_once])
+    return failed + sum(os.wait()[1] != 0 for _ in range(min(len(cases), at_once)))
 
 def no_network():
-    """Why no host can be made here; None if they can."""
-    for tool in ("ip", "nft", "unshare"):
-        if not shutil.which(tool):
-            return f"no {tool} here"
-    probe = subprocess.run(("unshare", "-n", "nft", "list", "ruleset"), capture_output=True)
-    return "network namespaces are not allowed here" if probe.returncode else None
+    """Why no hosts can be made here, or None. Who is not root goes into a user namespace."""
+    user = os.geteuid()
+    try:
+        call(libc.unshare, CLONE_NEWNET | CLONE_NEWUSER * (user != 0))
+        if user:
+            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        run("ip", "link")
+        run("nft", "list", "ruleset")
+    except (OSError, RuntimeError) as error:
+        return f"no hosts can be made here: {error}"
 
-def main(part, cases, alone=(), at_once=4, network=False, also=None, missing=None):
+def main(part, cases, alone=(), at_once=4, missing=lambda: None):
     """The command line of a test, [-l] [CASE...]. Runs the functions `cases`, `at_once` of them
-    side by side, then those in `alone` one by one. `network`: they need namespaces; `missing`:
-    returns why nothing can run here, or None; `also`: options that run another function."""
+    side by side, then those in `alone` one by one. `missing` returns why nothing can run here."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    arguments, also = sys.argv[1:], also or {}
-    names = {case_name(function): function for function in (*cases, *alone)}
-    if "-l" in arguments:
-        return print("\n".join(f"{n:12} {f.__doc__.splitlines()[0]}" for n, f in names.items()))
-    chosen = [name for name in arguments if name not in also] or list(names)
-    if unknown := set(chosen) - set(names):
+    titles = {f.__name__.removeprefix("case_"): f.__doc__.splitlines()[0] for f in (*cases, *alone)}
+    if "-l" in sys.argv:
+        return print("\n".join(f"{name:12} {title}" for name, title in titles.items()))
+    chosen = sys.argv[1:] or list(titles)
+    if unknown := set(chosen) - set(titles):
         sys.exit(f"{sys.argv[0]}: no such case: {' '.join(unknown)} (-l lists them)")
-    if not os.access(CHAT, os.X_OK):
-        sys.exit(f"{sys.argv[0]}: {CHAT} is not there: run make first, or set CHAT")
-    if network and os.geteuid() and "CHAT_TEST_INSIDE" not in os.environ:
-        os.environ["CHAT_TEST_INSIDE"] = "1"
-        script = os.path.abspath(sys.argv[0])
-        inside = ("unshare", "-rn", sys.executable, "-B", script, *arguments)
-        if shutil.which("unshare") and not subprocess.call((*inside[:2], "true"), stderr=-3):
-            os.execvp("unshare", inside)
-    reason = (network and no_network()) or (missing and missing())
-    if reason:
+    if reason := missing():
         return print("\n".join(f"skipped: {part} {name}: {reason}" for name in chosen))
-    for option in arguments:
-        if option in also:
-            return also[option]()
-    failed = run_together(part, [f for f in cases if case_name(f) in chosen], at_once)
-    failed += run_together(part, [f for f in alone if case_name(f) in chosen], 1)
+    failed = 0
+    for functions, many in (cases, at_once), (alone, 1):
+        names = ((f.__name__.removeprefix("case_"), f) for f in functions)
+        chosen_ones = {f"{part} {n}: {titles[n]}": f for n, f in names if n in chosen}
+        failed += run_together(chosen_ones, many)
     sys.exit(failed > 0)

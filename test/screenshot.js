@@ -2,7 +2,7 @@
 // Makes the README's picture, test/screenshot.png: two people chat in two browser windows, on two
 // instances of the program in $CHAT. They really do. (Wants Noto's fonts, with emoji.)
 'use strict'
-const { new_bus, start, open, close, shows, type, run } = require('./browser.js')
+const { new_bus, start, open, shows, type, run } = require('./browser.js')
 
 const TALK = [
   ['Ann', 'Good morning! Is anybody out there? 👋'],
@@ -30,8 +30,7 @@ run(async () => {
     await pages[name].fill('#nick', name)
   }
   for (const [name, words] of TALK) {
-    await pages[name].fill('#text', words)
-    await pages[name].click('#send')
+    await type(pages[name], words)
     for (const page of Object.values(pages)) await shows(page, `${name}: ${words}`)
   }
   await pages.Bob.fill('#text', 'Is it true')
@@ -40,5 +39,4 @@ run(async () => {
   const page = await pages.Zoë.context().newPage()
   await page.setContent(picture(windows))
   await page.locator('body').screenshot({ path: `${__dirname}/screenshot.png` })
-  for (const page of Object.values(pages)) await close(page)
 })

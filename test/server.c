@@ -6,21 +6,21 @@
  *   files      -d: types, ETag, Range, listings, links, what stays hidden
  *   websocket  the handshake, frames (RFC 6455; as Autobahn's 1-7 and 9)
  *   chat       channels, history, order
- *   limits     slow readers, memory, channels, descriptors
+ *   limits     memory, channels, descriptors
  *   late       408 after ten seconds, for 500 clients
  *   pinged     pings, and the end of who does not answer
  *   frozen     who waits for a peer on the bus
- *   process    options, the logs, two instances, -r
+ *   process    options, the logs, two instances
  *   signals    1001 to all and exit 0
  *
  *     make build/server && CHAT=./chat build/server [PART...]
  *
- * What needs other limits takes builds of the chat: $BUILD/chat-short has
- * REQUEST_TIME=1500 PING_TIME=400 IDLE_TIME=1200 CLOSE_TIME=500 (ms)
- * UNFINISHED_MAX=4194304 CHANNELS_MAX=8 HISTORY=65536 MESSAGE_MAX=16000, and
- * $BUILD/chat-large MESSAGE_MAX=16777216 HISTORY=67108864.
+ * What needs other limits takes $BUILD/chat-short, whose times are a fifth, or
+ * $BUILD/chat-large: the Makefile has what they are.
  */
 #include "harness.h"
+
+#define START(program) "exec ./" program " -p 0 -b none "
 
 /* ---- http -------------------------------------------------------------- */
 
@@ -28,13 +28,12 @@
  * "\b" for a bare LF, "\1" for NUL, "\a" for `tag`, and "\2" before a number
  * for as many x as make the request so long. */
 struct group {
-    int status;       /* or OR(this, or that) */
+    int status;
     const char *want; /* a line each: "Name: value", "Name", "!Name" for a
                        * field that is not there, "=BODY", "~REGEX" in it */
     const char *before, *after; /* what all of them begin and end with */
     const char *const *requests;
 };
-#define OR(status, other) ((status) + 1000 * (other))
 
 static char tag[200];
 static size_t expanded(const char *in, char *out) {
@@ -53,52 +52,47 @@ static size_t expanded(const char *in, char *out) {
 
 static void expect_wanted(const struct response *r, const char *want) {
     char copy[1000], *rest = copy;
-    regex_t regex;
     snprintf(copy, sizeof copy, "%s", want ? want : "");
     for (char *line; (line = strsep(&rest, "\n")) && *line;) {
-        char *colon = strchr(line, ':');
-        if (*line == '=') {
-            expect_body(r, line + 1);
-        } else if (*line == '~') {
-            regcomp(&regex, line + 1, REG_EXTENDED | REG_NOSUB);
-            expect(r->body && !regexec(&regex, r->body, 0, NULL, 0),
-                   "body without %s: %s", line + 1, shown(r->body, r->length));
-            regfree(&regex);
-        } else if (*line == '!') {
+        if (*line == '=') expect_body(r, line + 1);
+        else if (*line == '!')
             expect(!header(r, line + 1), "%s is there", line + 1);
-        } else {
-            if (colon) *colon = '\0';
-            const char *value = header(r, line);
-            expect(value && (!colon || !strcmp(value, colon + 2)),
-                   "%s: %s, expected %s", line, value ? value : "(none)",
-                   colon ? colon + 2 : "any");
+        else if (*line == '~')
+            expect(r->body && matches(r->body, line + 1), "body without %s: %s",
+                   line + 1, shown(r->body, r->length));
+        else {
+            const char *name = strsep(&line, ":"), *value = header(r, name);
+            expect(value && (!line || !strcmp(value, line + 1)),
+                   "%s: %s, expected%s", name, value ? value : "(none)",
+                   line ? line : " any");
         }
     }
 }
 
 /* Sends a request, byte by byte if there is a clock, and reads the answer, and
  * the end of the connection. An error says in a line what is wrong. */
-static void exchange(int port, struct peer *clock, const char *bytes, size_t n,
-                     struct response *r) {
+static struct response exchange(int port, struct peer *clock, const char *bytes,
+                                size_t n) {
     struct peer *p = peer_open(port);
     bool head = !strncmp(bytes, "HEAD ", 5);
     if (clock) send_chopped(p, clock, bytes, n);
     else peer_send(p, bytes, n);
-    read_response(p, head, r);
-    if (r->status > 101) expect_end(p);
-    if (r->status >= 400 && !head) {
-        expect_wanted(r, "Content-Type: text/plain; charset=utf-8");
-        expect(r->length > 3 && r->length < 200, "the body of an error: %s",
-               shown(r->body, r->length));
+    struct response r = read_response(p, head);
+    if (r.status > 101) expect_end(p);
+    if (r.status >= 400 && !head) {
+        expect_wanted(&r, "Content-Type: text/plain; charset=utf-8");
+        expect(r.length > 3 && r.length < 200, "the body of an error: %s",
+               shown(r.body, r.length));
     }
-    expect(!r->body || !memmem(r->body, r->length, "SECRET", 6), "a secret");
+    expect(!r.body || !memmem(r.body, r.length, "SECRET", 6), "a secret");
     peer_close(p);
+    return r;
 }
 
 /* HEAD gives what GET has given, without the body. */
 static void expect_head(int port, char *bytes, size_t n, struct response *get) {
-    struct response r;
-    exchange(port, NULL, memcpy(bytes - 1, "HEAD", 4), n + 1, &r);
+    struct response r =
+        exchange(port, NULL, memcpy(bytes - 1, "HEAD", 4), n + 1);
     for (int i = 0; i < 2; i++) {
         char *date = strcasestr((i ? &r : get)->head, "\r\nDate: ");
         if (date) memset(date + 8, '-', strcspn(date + 8, "\r"));
@@ -114,17 +108,16 @@ static void run_groups(int port, const struct group *g, size_t count) {
         for (const char *const *text = g->requests; *text; text++) {
             char request[1000], space[140000], *bytes = space + 1;
             struct response r;
-            int good = g->status % 1000, or_good = g->status / 1000;
             snprintf(request, sizeof request, "%s%s%s", g->before, *text,
                      g->after);
             size_t n = expanded(request, bytes);
-            begin("%d: %s%s", good, shown(g->before, strlen(g->before)),
+            begin("%d: %s%s", g->status, shown(g->before, strlen(g->before)),
                   shown(*text, strlen(*text)));
             for (int k = 0; k < (n < 1000 ? 2 : 1); k++) {
-                exchange(port, k ? clock : NULL, bytes, n, &r);
-                expect(r.status == good || r.status == or_good, "status %d%s",
-                       r.status, k ? ", byte by byte" : "");
-                if (r.status == good) expect_wanted(&r, g->want);
+                r = exchange(port, k ? clock : NULL, bytes, n);
+                expect(r.status == g->status, "status %d%s", r.status,
+                       k ? ", byte by byte" : "");
+                expect_wanted(&r, g->want);
             }
             if (!strncmp(bytes, "GET /", 5) && n < 1000 &&
                 (r.status == 200 || r.status == 404))
@@ -155,9 +148,8 @@ static const struct group http_groups[] = {
       "/?channel=earth&utm=x", "http://localhost:8080/", "HTTP://A/",
       "http://[::1]:80/", "http://a/?b") },
     { 404, PLAIN "\n~^not found\n!X-Injected", ASK, LIST("/nothing",
-      "/send/?message=x", "/SEND?message=x", "/favicon.ico", "/etc/passwd",
-      "/%2573end?message=x", "/send%3Fmessage=x", "/se+nd",
-      "/%0d%0aX-Injected:%20y", "/.well-known/x", "/\0028000") },
+      "/send/?message=x", "/SEND?message=x", "/%2573end?message=x",
+      "/send%3Fmessage=x", "/se+nd", "/%0d%0aX-Injected:%20y", "/\0028000") },
     { 200, "=message sent", ASK, LIST("/%73end?message=encoded",
       "/send?message=a&channel=" NAME64) },
     { 200, JSON "\n=[]", ASK, LIST("/messages?channel=nobody",
@@ -175,13 +167,10 @@ static const struct group http_groups[] = {
     /* what clients and proxies send besides */
     { 200, HTML, "GET /" HOST, "\n\n", LIST("X: a\tb", "X:", "X:y", "X: \t ",
       "X: \303\251\200\377", "X:: y:z", "!#$%&'*+-.^_`|~aZ09: x", "Connection:",
-      "X: 1\nX: 2\nx: 3", "Cookie: a=b; c\nAuthorization: Basic eDp5",
-      "X-Transfer-Encoding: chunked", "Content_Length: 3", "TE: trailers",
-      "X-Forwarded-For: 192.0.2.1\nX-Forwarded-Proto: https\nVia: 1.1 proxy",
+      "X: 1\nX: 2\nx: 3", "X-Transfer-Encoding: chunked", "Content_Length: 3",
       "Sec-Fetch-Site: cross-site", "Origin: http://evil.example",
       "Upgrade: h2c\nConnection: Upgrade, HTTP2-Settings\nHTTP2-Settings: A",
-      "Range: bytes=0-1", "If-Modified-Since: x", "Expect: 100-continue",
-      "Content-Length: 0") },
+      "Range: bytes=0-1", "Expect: 100-continue", "Content-Length: 0") },
     /* Host */
     { 200, HTML, "GET / HTTP/1.1\n", "\n\n", LIST("Host:", "HOST: a:80",
       "Host: \t [2001:db8::1]:8080 \t", "Host: a\n" "X-Host: b") },
@@ -192,16 +181,11 @@ static const struct group http_groups[] = {
     { 400, NULL, "", "\nHost: a\n\n", LIST("GET /", "GET", "/ HTTP/1.1",
       "GET  / HTTP/1.1", " GET / HTTP/1.1", "GET / HTTP/1.1 ", "SSH-2.0-x",
       "GET\t/ HTTP/1.1", "GET /a b HTTP/1.1", "GET /a\tb HTTP/1.1",
-      "GET messages HTTP/1.1", "GET ?message=x HTTP/1.1", "GET %2F HTTP/1.1",
-      "GET * HTTP/1.1", "GET a:80 HTTP/1.1", "GET ftp://a/ HTTP/1.1",
-      "GET / HTTP/1", "GET / HTTP/1.", "GET / HTTP/11", "GET / HTTP/1.10",
-      "GET / HTTPS/1.1", "GET: / HTTP/1.1", "\"GET\" / HTTP/1.1",
-      "G\303\211T / HTTP/1.1", "GET\v/ HTTP/1.1", "HTTP/1.1 200 OK",
-      "PROXY TCP4 192.0.2.1 192.0.2.2 1 2") },
-    { OR(400, 505), NULL, "GET / ", "\nHost: a\n\n", LIST("HTTP/2.0",
-      "http/1.1", "HTTP/0.9", "HTTP/3.0") },
+      "GET messages HTTP/1.1", "GET %2F HTTP/1.1", "GET ftp://a/ HTTP/1.1",
+      "GET / HTTP/1.", "GET / HTTP/1.10", "GET / HTTP/2.0", "GET / http/1.1",
+      "GET: / HTTP/1.1", "G\303\211T / HTTP/1.1") },
     /* paths and parameters */
-    { 400, NULL, ASK, LIST("/%00", "/%zz", "/%", "/%2", "/send%00?message=x",
+    { 400, NULL, ASK, LIST("/%00", "/%+1", "/%0x41", "/%", "/%2", "/send%00?message=x",
       "/send?message=%zz", "/send?message=%e", "/send?message=a%00b",
       "/send?message=x&channel=%00", "/send?message=x&channel=%g0",
       "/messages?channel=%fe", "/send?message=a%ff", "/send?message=%ed%a0%80",
@@ -214,25 +198,23 @@ static const struct group http_groups[] = {
     /* header fields */
     { 400, NULL, "GET /" HOST, "\n\n", LIST("X : y", "X\t: y", "X Y: z",
       "Rubbish", ": y", " X: y", "X: y\n z", "X: y\n\tz", "X: y\n ", "Host : b",
-      "X\303\251: z", "X(y): z", "X/Y: z", "X@Y: z", "X,Y: z", "X;Y: z",
-      "X=Y: z", "\"X\": z", "X\\Y: z", "\177X: z", "X: a\rb",
+      "X\303\251: z", "X(y): z", "X/Y: z", "\"X\": z", "\177X: z", "X: a\rb",
       "X: a\rTransfer-Encoding: x", "X: a\r", "Transfer-Encoding : x",
       "Transfer Encoding: x", "Origin: a\nOrigin: b") },
     /* the length of the body, which must be read in one way only */
     { 400, NULL, "POST /send" HOST "Content-Length", "\n\nabcd", LIST(" : 3",
-      ":", ": +3", ": -1", ": 0x3", ": 3a", ": 3 3", ": 3, 3", ": 3.0",
-      ": \331\243", ": 3\v", ": 1\n 0", ": x", ": 3\nContent-Length: 3",
-      ": 3\ncontent-length: 4") },
-    { 411, "~Content-Length", "POST /send" HOST "Transfer-Encoding: ", "\n\n",
-      LIST("chunked\n\n1\n\nx\n0", "chunked\nExpect: 100-continue", "x",
-      "identity", "gzip, chunked", "xchunked", "Chunked") },
-    { OR(411, 400), NULL, "POST /send HTTP/1.", "\n\nabc", LIST(
+      ":", ": +3", ": -1", ": 0x3", ": 3a", ": 3, 3", ": 1\n 0",
+      ": 18446744073709551619", ": 999999999999999999999999999999",
+      ": 3\nContent-Length: 3", ": 3\ncontent-length: 4") },
+    { 411, "~Content-Length", "POST /send HTTP/1.", "\n\nabc", LIST(
       "1\nHost: a\nTransfer-Encoding: x\nContent-Length: 3",
-      "1\nHost: a\nContent-Length: 3\nTransfer-Encoding: x",
+      "1\nHost: a\nContent-Length: 3\nTransfer-Encoding: chunked",
+      "1\nHost: a\nTransfer-Encoding: identity\nExpect: 100-continue",
       "1\nHost: a\nTransfer-Encoding:", "0\nTransfer-Encoding: chunked") },
-    { OR(413, 400), NULL, "POST /send" HOST "Content-Length: ", "\n\n", LIST(
-      "64001", "64001\nExpect: 100-continue", "4294967299",
-      "18446744073709551619", "999999999999999999999999999999") },
+    { 413, NULL, "POST /send" HOST "Content-Length: ", "\n\n", LIST(
+      "64001", "64001\nExpect: 100-continue", "4294967299") },
+    { 100, NULL, "POST /send" HOST "Content-Length: 1\n", "\n\n", LIST(
+      "Expect: 100-continue", "expect: 100-Continue") },
     /* what is sent comes out (twice, as each request is made twice) */
     { 200, "=message sent", "GET /send?channel=s&", HOST "\n", LIST("message=1",
       "message=", "message=%2541%25", "message=a+b%2Bc", "message=%26%3d%23",
@@ -322,34 +304,20 @@ static const struct group any_groups[] = {
 };
 /* clang-format on */
 
-static void continue_test(int port) {
-    struct peer *p = peer_open(port);
-    struct response r;
-    begin("Expect: 100-continue is answered before the body");
-    peer_text(p, "POST /send HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n"
-                 "Expect: 100-continue\r\n\r\n");
-    read_response(p, false, &r);
-    expect(r.status == 100 && p->start == p->end, "status %d", r.status);
-    peer_text(p, "body");
-    read_response(p, false, &r);
-    expect_body(&r, "message sent");
-    peer_close(p);
-    finish();
-}
-
 static void http_part(void) {
-    struct server s = {0};
-    if (!server_start(&s, "-b none")) return;
+    struct server s = server_start(START("chat"));
     run_groups(s.port, http_groups, COUNT(http_groups));
     run_groups(s.port, origin_groups, COUNT(origin_groups));
-    continue_test(s.port);
-    server_stop(&s, "http");
-    if (!server_start(&s, "-b none " LISTED)) return;
+    begin("http");
+    finish_stop(&s);
+    s = server_start(START("chat") LISTED);
     run_groups(s.port, listed_groups, COUNT(listed_groups));
-    server_stop(&s, "-o");
-    if (!server_start(&s, "-b none -o '*'")) return;
+    begin("-o");
+    finish_stop(&s);
+    s = server_start(START("chat") "-o '*'");
     run_groups(s.port, any_groups, COUNT(any_groups));
-    server_stop(&s, "-o '*'");
+    begin("-o '*'");
+    finish_stop(&s);
 }
 
 /* ---- files ------------------------------------------------------------- */
@@ -359,7 +327,7 @@ static void http_part(void) {
 static const char *const tree[][2] = {
     { "secret", "SECRET" }, { "outside/" }, { "outside/secret", "SECRET" },
     { "www/" }, { "www/index.html", "<p>home" }, { "www/a.txt", "of a" },
-    { "www/a%41.txt", "percent" }, { "www/b\\s.txt", "slash" },
+    { "www/a+%41.txt", "percent" }, { "www/b\\s.txt", "slash" },
     { "www/ten", "0123456789" }, { "www/none", "" }, { "www/send", "file" },
     { "www/.hidden", "SECRET" }, { "www/..odd", "SECRET" }, { "www/.git/" },
     { "www/.git/config", "SECRET" }, { "www/.well-known/" },
@@ -395,21 +363,13 @@ static const char *const odd_names[] = {
 #define TYPE(type, ...) \
     { 200, "Content-Type: " type, "GET /FILE", HOST "\n", LIST(__VA_ARGS__) }
 static const struct group type_groups[] = {
-    TYPE("text/html" UTF8, ".html"), TYPE("image/svg+xml", ".svg"),
-    TYPE("text/plain" UTF8, "", ".txt", ".log", ".md", ".TXT"),
-    TYPE("text/css" UTF8, ".css"), TYPE("text/csv" UTF8, ".csv"),
-    TYPE("text/javascript" UTF8, ".js", ".mjs", ".min.js"),
-    TYPE("text/vtt" UTF8, ".vtt"), TYPE("image/png", ".png"),
-    TYPE("image/gif", ".gif"), TYPE("image/webp", ".webp"),
-    TYPE("image/jpeg", ".jpg", ".jpeg", ".JPG"), TYPE("image/avif", ".avif"),
-    TYPE("video/mp4", ".mp4"), TYPE("video/webm", ".webm"),
-    TYPE("audio/mpeg", ".mp3"), TYPE("audio/wav", ".wav"),
-    TYPE("audio/ogg", ".ogg"), TYPE("application/json", ".json", ".map"),
+    TYPE("text/html" UTF8, ".html"), TYPE("text/css" UTF8, ".css", ".min.css"),
+    TYPE("text/javascript" UTF8, ".js", ".mjs"), TYPE("image/png", ".PNG"),
+    TYPE("text/plain" UTF8, "", ".txt"), TYPE("image/svg+xml", ".svg"),
+    TYPE("image/jpeg", ".jpg", ".jpeg"), TYPE("application/wasm", ".wasm"),
+    TYPE("application/json", ".json"), TYPE("video/mp4", ".mp4"),
     TYPE("application/manifest+json", ".webmanifest"),
-    TYPE("application/wasm", ".wasm"), TYPE("application/pdf", ".pdf"),
-    TYPE("font/woff2", ".woff2"), TYPE("application/octet-stream", ".xyz"),
-    { 200, "Content-Type", "GET /FILE", HOST "\n", LIST(".xml", ".ico",
-      ".tar.gz", ".", ".png.") },
+    TYPE("application/octet-stream", ".tar.gz", ".", ".png.", ".pn"),
 };
 
 static const struct group file_groups[] = {
@@ -420,37 +380,32 @@ static const struct group file_groups[] = {
     { 200, HTML "\n=<p>home", ASK, LIST("/", "/index.html") },
     { 200, HTML "\n=<p>in", ASK, LIST("/home/", "/linkhome/") },
     { 200, HTML "\n~b.txt", ASK, LIST("/sub/", "/insidedir/") },
-    { 200, "=percent", ASK, LIST("/a%2541.txt") },
+    { 200, "=percent", ASK, LIST("/a+%2541.txt") },
     { 200, "=slash", ASK, LIST("/b%5cs.txt") },
     { 200, "=proof", ASK, LIST("/.well-known/token") },
     { 200, PLAIN "\n=text", ASK, LIST("/v1.2/README") },
     { 200, "=message sent", ASK, LIST("/send?message=x") },
     { 200, "Content-Length: 0\n=", ASK, LIST("/none") },
     { 405, GETS, "", HOST "\n", LIST("POST /a.txt", "DELETE /a.txt") },
-    { OR(301, 308), "Location: /sub/", "", HOST "\n", LIST("GET /sub",
-      "HEAD /sub") },
-    { OR(301, 404), "Location: /sub/", ASK, LIST("//sub") },
-    { OR(301, 308), "Location: /home/?a=b&c", ASK, LIST("/home?a=b&c") },
-    { OR(301, 308), "!X-Injected", ASK, LIST("/cr%0d%0aX-Injected:%20y") },
-    { OR(301, 308), "Location: /a%3Fb%23c%22d%3Ce/", ASK,
-      LIST("/a%3fb%23c%22d%3ce") },
-    { OR(404, 200), NULL, ASK, LIST("/outhome/", "/dirhome/") },
-    { OR(404, 400), "!Location", ASK, LIST("/b.txt", "/A.TXT", "/a.txt/",
-      "/a.txt/x", "/a.txt%20", "/a.txt.", "/a.txt::$DATA", "/*.txt", "/~root/",
-      "/C:/a.txt", "/%5csub", "/.hidden", "/%2ehidden", "/..odd", "/.git",
-      "/.git/", "/.git/config", "/%2egit/config", "/sub/.x", "/sub//.x",
-      "/sub%2f.x", "/sub%2F%2Ex", "/insidedir/.x", "/.well-known/.x",
+    { 301, "Location: /sub/", "", HOST "\n", LIST("GET /sub", "HEAD /sub",
+      "GET //sub") },
+    { 301, "Location: /home/?a=b&c", ASK, LIST("/home?a=b&c") },
+    { 301, "!X-Injected", ASK, LIST("/cr%0d%0aX-Injected:%20y") },
+    { 301, "Location: /a%3Fb%23c%22d%3Ce/", ASK, LIST("/a%3fb%23c%22d%3ce") },
+    { 200, HTML, ASK, LIST("/outhome/", "/dirhome/") },
+    { 404, "!Location", ASK, LIST("/b.txt", "/A.TXT", "/a.txt/",
+      "/a.txt/x", "/a.txt%20", "/a.txt.", "/%5csub", "/.hidden", "/%2ehidden",
+      "/..odd", "/.git", "/.git/", "/.git/config", "/%2egit/config", "/sub/.x",
+      "/sub//.x", "/sub%2F%2Ex", "/insidedir/.x", "/.well-known/.x",
       "/.well-knownx", "/.well-known/../.hidden", "/.", "/./a.txt", "/sub/.",
       "/..", "/sub/..", "/sub/../a.txt", "/../secret", "/sub/../../secret",
-      "/../../../../../../etc/passwd", "/%2e%2e/secret", "/.%2E/secret",
-      "/..%2fsecret", "/%252e%252e/secret", "/..%252fsecret", "/..\\secret",
-      "/..%5csecret", "/..;/secret", "/....//secret", "//../secret",
-      "/%c0%ae%c0%ae/secret", "/..%c0%afsecret", "/..%ef%bc%8fsecret",
+      "/../../../../../../etc/passwd", "/%2e%2e/secret", "/..%2fsecret",
+      "/%252e%252e/secret", "/..\\secret", "/....//secret", "//../secret",
       "/a.txt/../../secret", "/insidedir/../../secret", "//etc/passwd",
-      "/%2fetc%2fpasswd", "/a.txt%00.html", "/%00/../secret", "/out", "/outdir",
-      "/outdir/", "/outdir/secret", "/hop", "/etc/passwd", "/back", "/updir/",
-      "/updir/secret", "/root/etc/passwd", "/loop", "/dangling", "/fifo",
-      "/fifo/", "/send/", "/\0025000") },
+      "/%2fetc%2fpasswd", "/out", "/outdir", "/outdir/", "/outdir/secret",
+      "/hop", "/etc/passwd", "/back", "/updir/", "/updir/secret",
+      "/root/etc/passwd", "/loop", "/dangling", "/fifo", "/fifo/", "/send/",
+      "/\0025000") },
 };
 
 /* Of /ten, whose ETag is `tag`; and of /huge, which is 6 GB. */
@@ -464,10 +419,10 @@ static const struct group version_groups[] = {
       "GET /ten HTTP/1.0\n") },
     { ALL_OF_IT, TEN "If-None-Match: ", "\n\n", LIST("\"x\"", "x\a", "", "x") },
     { 200, "=of a", "GET /a.txt" HOST, "\n\n", LIST("If-None-Match: \a") },
-    { ALL_OF_IT, TEN "Range: bytes=", "\n\n", LIST("3-2", "0-1,3-4", "-", "x-1",
-      "1-x", "+1-2", "1 -2", "--1", "", "2-3\nIf-Range: \"x\"", "0x1-2", "1--2",
-      "2-3\nIf-Range: W/\a", "2-3\nIf-Range: Sun, 06 Nov 1994 08:49:37 GMT") },
-    { ALL_OF_IT, TEN "Range: ", "\n\n", LIST("lines=0-1", "bytes 0-1", "0-1") },
+    { ALL_OF_IT, TEN "Range: ", "\n\n", LIST("bytes=3-2", "bytes=0-1,3-4",
+      "bytes=-", "bytes=1-x", "bytes=+1-2", "bytes=--1", "bytes=", "lines=0-1",
+      "0-1", "bytes=9999999999999999999-", "bytes=2-3\nIf-Range: \"x\"",
+      "bytes=2-3\nIf-Range: W/\a") },
     { PART("0-9/10\n=0123456789"), LIST("Range: bytes=0-", "Range: bytes=-99")
       },
     { PART("0-1/10\n=01"), LIST("Range: bytes=0-1", "RANGE: bytes=0-1 ") },
@@ -475,10 +430,9 @@ static const struct group version_groups[] = {
     { PART("8-9/10\n=89"), LIST("Range: bytes=8-99", "Range: bytes=08-09") },
     { PART("2-3/10\n=23"), LIST("Range: bytes=2-3\nIf-Range: \a") },
     { 416, "Content-Range: bytes */10", TEN "Range: bytes=", "\n\n", LIST("10-",
-      "99-100", "999999999999999999-") },
-    { OR(416, 200), NULL, "GET /", "\n\n", LIST("none" HOST "Range: bytes=0-",
-      "ten" HOST "Range: bytes=-0", "ten" HOST
-      "Range: bytes=9999999999999999999-") },
+      "99-100", "999999999999999999-", "-0") },
+    { 416, "Content-Range: bytes */0", "GET /none" HOST "Range: bytes=", "\n\n",
+      LIST("0-") },
     { 206, "Content-Range: bytes 5999999997-5999999999/6000000000\n=end",
       "GET /huge" HOST, "\n\n", LIST("Range: bytes=-3") },
     { 200, "Content-Length: 6000000000\nAccept-Ranges: bytes", "HEAD /huge",
@@ -519,12 +473,10 @@ static void make_tree(void) {
 /* The ETag of a target goes into `tag`: is it another than before? */
 static bool new_tag(int port, const char *target) {
     char old[sizeof tag];
-    struct response r;
-    strcpy(old, tag);
-    http_get(port, target, &r);
+    struct response r = http_get(port, target);
     const char *value = header(&r, "ETag");
-    expect(value && *value == '"', "%s: ETag: %s", target,
-           value ? value : "none");
+    expect(value && *value == '"', "%s: no ETag", target);
+    strcpy(old, tag);
     snprintf(tag, sizeof tag, "%s", value ? value : "");
     return strcmp(old, tag) != 0;
 }
@@ -547,10 +499,9 @@ static void versions_test(int port) {
 /* Each link of a listing leads to its file; nothing in a name is taken for
  * markup or for a scheme. */
 static void listing_test(int port) {
-    struct response r;
     size_t seen = 0;
     begin("a listing: odd names are escaped, each link leads to its file");
-    http_get(port, "/odd/", &r);
+    struct response r = http_get(port, "/odd/");
     char *text = strdup(r.body ? r.body : ""), *at;
     expect(!strstr(text, "<b>") && !strstr(text, ".x"), "%s", text);
     for (at = text; *at; at++)
@@ -563,7 +514,7 @@ static void listing_test(int port) {
         expect(!strpbrk(link, " <>\\^`{|}?#&"), "not encoded: %s", link);
         if (!strncmp(link, "..", 2)) continue;
         if (!strncmp(link, "./", 2)) memmove(link, link + 2, strlen(link) - 1);
-        http_get(port, target, &r);
+        r = http_get(port, target);
         for (size_t i = 0; i < COUNT(odd_names) && r.status == 200; i++)
             seen += !strcmp(r.body, odd_names[i]);
     }
@@ -576,7 +527,6 @@ static void listing_test(int port) {
  * one that shrinks while it is sent ends the connection. */
 static void big_files_test(const struct server *s) {
     static char bytes[8 << 20];
-    struct response r;
     struct peer *p[3];
     size_t n = 0;
     double before = server_memory(s);
@@ -595,26 +545,23 @@ static void big_files_test(const struct server *s) {
     expect(!p[0]->ended, "the huge one ended after %zu bytes", n);
     expect_memory(s, before, 4);
     shutdown(p[1]->fd, SHUT_WR);
-    read_response(p[1], false, &r);
+    struct response r = read_response(p[1], false);
     expect(r.length == sizeof bytes && !memcmp(r.body, bytes, r.length),
            "not what the file has");
     expect_end(p[1]);
     expect(!truncate("www/big", 1000), "truncate");
     expect(peer_drain(p[2]) < sizeof bytes, "more than there was");
     for (int i = 0; i < 3; i++) peer_close(p[i]);
-    finish();
 }
 
 static void expect_file(int port, const char *target, const char *text) {
-    struct response r;
-    http_get(port, target, &r);
+    struct response r = http_get(port, target);
     expect_wanted(&r, text);
 }
 
 /* -d is a link to the newest release, and releases are built anew. */
 static void release_test(void) {
-    struct server s = {0};
-    if (!server_start(&s, "-b none -d %s", "current/")) return;
+    struct server s = server_start(START("chat") "-d current/");
     begin("DIR is a link that is repointed, removed and built anew");
     expect_file(s.port, "/a.txt", "=one");
     rename("next", "current");
@@ -627,14 +574,12 @@ static void release_test(void) {
     expect_file(s.port, "/", "=three");
     rename("release2/index.html", "release2/b.txt");
     expect_file(s.port, "/", HTML "\n~b.txt");
-    finish();
-    server_stop(&s, "releases");
+    finish_stop(&s);
 }
 
 static void files_part(void) {
-    struct server s = {0};
     make_tree();
-    if (!server_start(&s, "-b none -d %s", "www")) return;
+    struct server s = server_start(START("chat") "-d www");
     run_groups(s.port, file_groups, COUNT(file_groups));
     new_tag(s.port, "/ten");
     run_groups(s.port, version_groups, COUNT(version_groups));
@@ -642,7 +587,7 @@ static void files_part(void) {
     versions_test(s.port);
     listing_test(s.port);
     big_files_test(&s);
-    server_stop(&s, "files");
+    finish_stop(&s);
     release_test();
 }
 
@@ -672,18 +617,15 @@ static const struct group open_groups[] = {
       "\nSec-WebSocket-Key: " WS_KEY, WS_KEY
       "\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==") },
     { 426, "Sec-WebSocket-Version: 13\nUpgrade: websocket", "GET /" HOST U C K
-      "Sec-WebSocket-Version: ", "\n\n", LIST("8", "14", "0", "269", "1") },
-    { OR(426, 400), "Sec-WebSocket-Version: 13", "GET /" HOST U C K, "\n",
-      LIST("", V "Sec-WebSocket-Version: 8\n", "Sec-WebSocket-Version: 013\n",
-      "Sec-WebSocket-Version: 13, 8\n", "Sec-WebSocket-Version:\n") },
+      "Sec-WebSocket-Version: ", "\n\n", LIST("8", "269", "1", "013", "13, 8", "") },
     { 400, NULL, "GET /" HOST U V, "\n", LIST(C, K, K
       "Connection: Upgrades, x\n", K "Connection: no upgrade\n", K
-      "Proxy-Connection: Upgrade\n", K C "Host: a\n", K C "X : y\n") },
-    { OR(200, 400), NULL, "", C K V "\n", LIST("GET /" HOST, "HEAD /" HOST U,
+      "Proxy-Connection: Upgrade\n", K C V, K C "Content-Length: 5\n\nhell") },
+    { 426, NULL, "GET /" HOST U C K, "\n", LIST("") },
+    { 400, NULL, "GET / HTTP/1.0\n" U C K V, "\n", LIST("") },
+    { 200, HTML, "", C K V "\n", LIST("GET /" HOST, "HEAD /" HOST U,
       "GET /" HOST "Upgrade: websockets\n", "GET /" HOST
-      "Upgrade: web socket\n", "GET / HTTP/1.0\n" U) },
-    { OR(400, 411), NULL, "GET /" HOST U C K V, "\nhello", LIST(
-      "Transfer-Encoding: chunked\n", "Content-Length: 5\n") },
+      "Upgrade: web socket\n") },
     { 400, NULL, "GET /?", HOST U C K V "\n", LIST("channel=x" NAME64,
       "channel=%c3", "channel=%zz", "channel=a%00", "history=all", "history=",
       "history=-1", "history=1x", "history=+1", "history=%zz") },
@@ -716,9 +658,8 @@ static const struct talk frame_talks[] = {
       "81:1234567%f4%8f%bf%bf12345", "81:%f0%9f%98%80*16000",
       "82:%e2%82 81:%c2%a9",
       /* close codes */
-      "=", "=1000", "=1001", "=1002", "=1003", "=1007", "=1008", "=1009",
-      "=1010", "=1011", "=1012", "=1013", "=1014", "=3000", "=3001", "=3999",
-      "=4000", "=4999", "81:a =", "82:a =1000") },
+      "=", "=1000", "=1001", "=1003", "=1007", "=1011", "=1014", "=3000",
+      "=3999", "=4000", "=4999", "81:a =", "82:a =1000") },
     { "81:abcd", LIST("01:ab 80:cd", "01:a 00:b 80:cd", "01: 00: 80:abcd",
       "01:ab 00:cd 80:", "01:ab 8a:x 80:cd", "8a: 1000x8a:x 81:abcd",
       "01:a 3000x00: 80:bcd", "!%81%84%00%00%00%00abcd") },
@@ -767,9 +708,8 @@ static const struct talk frame_talks[] = {
       "09:a 80:b", "0a:", "08:%03%e8", "80:a", "00:a", "01:a 81:b", "01:a 01:b",
       "01:a 82:b", "02:a 00:b 81:c", "01: 81:b", "01:a !%81%fdmask",
       /* close codes */
-      "88:%03", "=1", "=255", "=500", "=999", "=1004", "=1005", "=1006",
-      "=1015", "=1016", "=1099", "=1100", "=1999", "=2000", "=2999", "=5000",
-      "=9999", "=32768", "=59395", "=65535") },
+      "88:%03", "=1", "=999", "=1004", "=1005", "=1006", "=1015", "=1100",
+      "=2999", "=5000", "=59395", "=65535") },
     { "81:a =1002", LIST("81:a -81:b", "81:a c1:b", "81:a 83:b", "81:a 80:b",
       "01: 80:a 80:c") },
     { "8a:p =1002", LIST("89:p 80:", "89:p 8b:b", "01:a 89:p 81:b") },
@@ -784,17 +724,13 @@ static const struct talk frame_talks[] = {
       "88:%03%e8%ed%a0%80", "01:%f4 80:%90", "01:%e2%82 80:(", "01:a%ff 80:b",
       "01:%ed 00:%a0 80:%80", "81:%e2%82 81:%ac", "01:%e2%82 80:", "81:%80",
       "81:%bf", "81:%c0%80", "81:%c1%bf", "81:%f5%80%80%80",
-      "81:%f8%88%80%80%80", "81:%fe", "81:%ff", "81:%c2%7f", "81:%c2%c0",
-      "81:%df%ff", "81:%e0%80%80", "81:%e0%9f%bf", "81:%e0%c0%80",
-      "81:%e1%7f%80", "81:%e1%c0%80", "81:%ed%a0%80", "81:%ed%bf%bf",
-      "81:%ee%7f%80", "81:%ef%c0%80", "81:%f0%80%80%80", "81:%f0%8f%bf%bf",
-      "81:%f0%c0%80%80", "81:%f1%7f%80%80", "81:%f4%90%80%80",
-      "81:%f4%c0%80%80", "81:%e0%a0%7f", "81:%e1%bf%c0", "81:%ed%9f%c0",
+      "81:%f8%88%80%80%80", "81:%fe", "81:%ff", "81:%c2%7f", "81:%df%ff",
+      "81:%e0%80%80", "81:%e0%9f%bf", "81:%e1%7f%80", "81:%ed%a0%80",
+      "81:%ed%bf%bf", "81:%ef%c0%80", "81:%f0%80%80%80", "81:%f0%8f%bf%bf",
+      "81:%f0%c0%80%80", "81:%f4%90%80%80", "81:%f4%c0%80%80", "81:%e0%a0%7f",
       "81:%f0%90%7f%80", "81:%f3%bf%c0%80", "81:%f4%8f%bf%7f",
       "81:%f1%80%80%c0", "81:%c3%a9%a9", "81:12345678%ff12345678", "81:%c2",
-      "81:1234567%c0", "81:1234%ed%a012", "81:%e2%82%ac123%e2%821", "81:%e0%a0",
-      "81:%ed%9f", "81:%ef%bf", "81:%f0", "81:%f0%90%80", "81:%f4%8f%bf",
-      "81:12345678%e2%82") },
+      "81:%e0%a0", "81:%f0", "81:%f0%90%80", "81:12345678%e2%82") },
 };
 /* With MESSAGE_MAX=16777216, as Autobahn's 9. */
 static const struct talk large_talks[] = {
@@ -807,24 +743,18 @@ static const struct talk large_talks[] = {
 /* clang-format on */
 
 struct bytes {
-    unsigned char *at;
-    size_t n, room;
+    size_t n;
+    unsigned char at[17 << 20];
 };
 
-static unsigned char *bytes_end(struct bytes *b, size_t more) {
-    if (b->n + more >= b->room)
-        b->at = realloc(b->at, b->room = 2 * (b->n + more + 32));
-    return b->at + b->n;
-}
-
 static void bytes_add(struct bytes *b, const void *more, size_t n) {
-    memcpy(bytes_end(b, n), n ? more : "", n);
+    memcpy(b->at + b->n, more, n);
     b->n += n;
 }
 
 static void frame_add(struct bytes *b, int first, bool masked, int form,
                       const void *payload, size_t n) {
-    b->n += ws_encode(bytes_end(b, n + 14), first, masked, form, payload, n);
+    b->n += ws_encode(b->at + b->n, first, masked, form, payload, n);
 }
 
 /* Adds a text with %XX in it, up to a "*"; returns where it ends. */
@@ -846,12 +776,13 @@ static int script_number(const char **at, const char *form, int none) {
 }
 
 static void script_word(struct bytes b[2], const char *at, bool client) {
-    struct bytes text = {0}, payload = {0};
+    static struct bytes text, payload;
     bool raw = *at == '!', closes = *at == '=';
     int times = script_number(&at, "%dx%n", 1), first = CLOSE;
     int form = script_number(&at, "%d/%n", 0), code = atoi(at + closes);
     unsigned char pair[] = {(unsigned char)(code >> 8), (unsigned char)code};
     bool masked = client && *at != '-';
+    text.n = payload.n = 0;
     at += *at == '-';
     if (!raw && !closes) first = (int)strtol(at, NULL, 16);
     at += raw || closes ? 1 : 3;
@@ -862,8 +793,6 @@ static void script_word(struct bytes b[2], const char *at, bool client) {
     for (b += !client && first & 8; times > 0; times--)
         if (raw) bytes_add(b, payload.at, payload.n);
         else frame_add(b, first, masked, form, payload.at, payload.n);
-    free(text.at);
-    free(payload.at);
 }
 
 /* The bytes of a script: all in b[0] for a client to send; what is to come
@@ -875,12 +804,13 @@ static void script(const char *words, bool client, struct bytes b[2]) {
 }
 
 /* Takes what comes until the answer to "the last" and all messages are there,
- * or the close, which it answers, and compares. */
-static void expect_script(struct peer *p, const char *who,
+ * or the close, which it answers, and compares; the first `kinds` of the two. */
+static void expect_script(struct peer *p, const char *who, int kinds,
                           const struct bytes *want) {
+    static struct bytes got[2];
     struct frame f = {0};
-    struct bytes got[2] = {{0}};
     bool last = false;
+    got[0].n = got[1].n = 0;
     while (f.first != CLOSE && (!last || got[0].n < want->n)) {
         if (!expect(ws_next(p, &f), "%s: %s", who,
                     p->ended ? "no close frame" : "too little in time"))
@@ -896,11 +826,10 @@ static void expect_script(struct peer *p, const char *who,
         expect_end(p);
     }
     for (int i = 0; i < 2; i++) {
-        expect(got[i].n == want[i].n &&
-                   (!got[i].n || !memcmp(got[i].at, want[i].at, got[i].n)),
+        size_t n = i < kinds ? want[i].n : 0;
+        expect(got[i].n == n && !memcmp(got[i].at, want[i].at, n),
                "%s gets %s, expected %s", who, shown(got[i].at, got[i].n),
-               shown(want[i].at, want[i].n));
-        free(got[i].at);
+               shown(want[i].at, n));
     }
 }
 
@@ -909,9 +838,10 @@ static void expect_script(struct peer *p, const char *who,
 static void frame_case(int port, const char *sends, const char *gets) {
     static const char ask[] =
         "GET /?channel=frames HTTP/1.1\r\nHost: a\r\n" WS_HEADERS "\r\n";
-    struct bytes out[2] = {{0}}, want[2] = {{0}};
+    static struct bytes out[2], want[2];
     size_t head = sizeof ask - 1;
     begin("frames: %s -> %s", sends, gets);
+    out[0].n = want[0].n = want[1].n = 0;
     bytes_add(out, ask, head);
     script(sends, true, out);
     script(gets, false, want);
@@ -923,16 +853,13 @@ static void frame_case(int port, const char *sends, const char *gets) {
         ws_opened(p);
         if (chop) send_chopped(p, clock, out[0].at + head, out[0].n - head);
         if (!strchr(gets, '=')) ws_send(p, PING, "the last", 8);
-        expect_script(p, chop ? "byte by byte, one" : "one", want);
+        expect_script(p, chop ? "byte by byte, one" : "one", 2, want);
         ws_text(observer, "the last");
-        expect_script(observer, "the channel", (struct bytes[]){want[0], {0}});
+        expect_script(observer, "the channel", 1, want);
         peer_close(p);
         peer_close(observer);
         peer_close(clock);
     }
-    free(out[0].at);
-    free(want[0].at);
-    free(want[1].at);
     finish();
 }
 
@@ -945,9 +872,8 @@ static void run_talks(int port, const struct talk *t, size_t count) {
 /* With a larger MESSAGE_MAX: Autobahn's 9, and that what is announced costs
  * nothing until it comes. */
 static void large_test(void) {
-    struct server s = {.build = "chat-large"};
+    struct server s = server_start(START("chat-large"));
     struct peer *p[200];
-    if (!server_start(&s, "-b none")) return;
     begin("200 clients announce 16 MiB and send a byte");
     double before = server_memory(&s);
     for (int i = 0; i < 200; i++) {
@@ -960,106 +886,24 @@ static void large_test(void) {
     for (int i = 0; i < 200; i++) peer_close(p[i]);
     finish();
     run_talks(s.port, large_talks, COUNT(large_talks));
-    server_stop(&s, "large messages");
+    begin("large messages");
+    finish_stop(&s);
 }
 
 static void websocket_part(void) {
-    struct server s = {0};
-    if (!server_start(&s, "-b none")) return;
+    struct server s = server_start(START("chat"));
     run_groups(s.port, open_groups, COUNT(open_groups));
     run_talks(s.port, frame_talks, COUNT(frame_talks));
-    server_stop(&s, "websocket");
+    begin("websocket");
+    finish_stop(&s);
     large_test();
 }
 
 /* ---- chat -------------------------------------------------------------- */
 
-/* A client that talks and listens at the same time. A message is the letter of
- * its sender, a number that counts up, and a filling; even numbers are text,
- * odd ones binary. */
-struct talker {
-    struct peer *peer;
-    char letter;        /* what it sends as */
-    int sends, filling; /* so many messages, of so many bytes more */
-    int pause;          /* ms between two looks at what has come */
-};
-
-static void talker_send(struct talker *t) {
-    static char text[65000];
-    memset(text, '.', sizeof text);
-    for (int i = 0; i < t->sends && !test.why[0]; i++) {
-        int n = sprintf(text, "%c %d ", t->letter, i);
-        text[n] = '.';
-        size_t size = (size_t)(n + t->filling);
-        expect(ws_send(t->peer, i % 2 ? BINARY : TEXT, text, size),
-               "%c could not send number %d", t->letter, i);
-    }
-}
-
-/* Nobody's numbers have a gap, a repeat or a swap. */
-static void talker_hear(struct talker *t, int total) {
-    int next[128] = {0};
-    struct frame f = {0};
-    for (int got = 0; got < total && !test.why[0]; got += f.first != PING) {
-        char text[24] = "";
-        if (!ws_take(t->peer, &f)) {
-            poll(NULL, 0, t->pause);
-            while (peer_take(t->peer))
-                ;
-            expect(ws_next(t->peer, &f), "%c got %d of %d%s", t->letter, got,
-                   total, t->peer->ended ? ", cut off" : "");
-        }
-        if (f.first == PING) continue;
-        memcpy(text, f.data, f.length < 23 ? f.length : 23);
-        int letter = text[0] & 127, number = atoi(text + 2);
-        expect(f.first == (number % 2 ? BINARY : TEXT) &&
-                   number == next[letter]++,
-               "%02x %s to %c", (unsigned)f.first, text, t->letter);
-    }
-}
-
-/* Lets all talk, and hear `total` messages each, in processes of their own. */
-static void talk(struct talker *talkers, int count, int total) {
-    int why = memfd_create("why", MFD_CLOEXEC);
-    pid_t pids[16];
-    fflush(stdout);
-    for (int i = 0; i < 2 * count; i++) {
-        pids[i] = fork();
-        if (pids[i]) continue;
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (i % 2) talker_hear(&talkers[i / 2], total);
-        else talker_send(&talkers[i / 2]);
-        _exit(write(why, test.why, strlen(test.why)) < 0);
-    }
-    for (int i = 0; i < 2 * count; i++) waitpid(pids[i], NULL, 0);
-    for (int i = 0; i < count; i++) peer_close(talkers[i].peer);
-    expect(!*written(why), "%s", written(why));
-    close(why);
-}
-
-static void order_test(int port, int count, int big) {
-    struct talker t[6];
-    begin("3 senders, 6 listeners, %d messages, up to %d bytes, all in order",
-          3 * count, big);
-    for (int i = 0; i < 6; i++)
-        t[i] =
-            (struct talker){ws_open(port, "/?channel=order"), (char)('A' + i),
-                            i < 3 ? count : 0, i == 1 ? big - 20 : i, 0};
-    talk(t, 6, 3 * count);
-    finish();
-}
-
 static void channel_test(int port) {
     struct peer *a = ws_open(port, "/?channel=c1"), *p;
     struct peer *b = ws_open(port, "/elsewhere?x&channel=%63%31");
-    begin("everybody of the channel gets it, the sender too, opcode kept");
-    ws_text(a, "to c1");
-    ws_expect_text(b, "to c1");
-    ws_send(b, BINARY, "\0\1\2", 3);
-    ws_expect_text(a, "to c1");
-    ws_expect(a, BINARY, "\0\1\2", 3);
-    ws_expect(b, BINARY, "\0\1\2", 3);
-    finish();
     begin("channels are apart; the nameless is one, however it is written");
     for (int i = 0; i < 3; i++) {
         p = ws_open(port, LIST("/?channel=c", "/?channel=", "/?history=1")[i]);
@@ -1068,9 +912,10 @@ static void channel_test(int port) {
         ws_expect_text(p, "to another");
         peer_close(p);
     }
+    ws_text(b, "to c1");
+    ws_expect_text(a, "to c1");
     expect_status(port, "/send?channel=c1&message=by+HTTP%21", 200);
     ws_expect_text(a, "by HTTP!");
-    ws_expect_text(b, "by HTTP!");
     peer_close(a);
     peer_close(b);
     finish();
@@ -1078,25 +923,24 @@ static void channel_test(int port) {
 
 static void history_test(int port) {
     static const char *const texts[] = {"1", "\303\251", "", "4", ""};
-    static const int wanted[] = {0, 1, 5, 1000000, -1};
-    struct peer *a = ws_open(port, "/?channel=h"), *b;
+    static const int wanted[][2] = {{0, 0}, {1, 1}, {5, 5}, {1000000, 5}};
+    struct peer *a = ws_open(port, "/?channel=h");
+    begin("history: of five so many, then what is live");
     for (int i = 0; i < 5; i++) ws_text(a, texts[i]);
     ws_sync(a);
-    peer_close(a);
-    for (int i = 0; i < 5; i++) {
-        int count = i < 2 ? i : i < 4 ? 5 : 0;
+    for (size_t i = 0; i < COUNT(wanted); i++) {
         char text[100];
-        sprintf(text, "/?channel=h&%s=%d", i < 4 ? "history" : "x", wanted[i]);
-        begin("history: \"%s\" of five, then what is live", text);
-        b = ws_open(port, text);
-        sprintf(text, "{\"history\":%d}", count);
-        if (i < 4) ws_expect_text(b, text);
-        for (int k = 5 - count; k < 5; k++) ws_expect_text(b, texts[k]);
+        sprintf(text, "/?channel=h&history=%d", wanted[i][0]);
+        struct peer *b = ws_open(port, text);
+        sprintf(text, "{\"history\":%d}", wanted[i][1]);
+        ws_expect_text(b, text);
+        for (int k = 5 - wanted[i][1]; k < 5; k++) ws_expect_text(b, texts[k]);
         ws_sync(b);
         expect(b->start == b->end, "more came");
         peer_close(b);
-        finish();
     }
+    peer_close(a);
+    finish();
 }
 
 /* Clients join in the middle of a flow of messages of this size: what history
@@ -1109,8 +953,9 @@ static void join_test(int port, size_t size) {
     begin("history: no gap and no repeat while messages of %zu flow", size);
     memset(text, '.', sizeof text);
     for (int round = 0; round < 100 && !test.why[0]; round++) {
-        struct bytes out[2] = {{0}};
+        static struct bytes out[2];
         int end = number + 60, next = 0, count = -1;
+        out[0].n = out[1].n = 0;
         for (int i = 0; i < 60; i++) {
             memcpy(text + sprintf(text, "%d", number++), ".", 1);
             frame_add(&out[i / 20 > 0], TEXT, true, 0, text, size);
@@ -1130,8 +975,6 @@ static void join_test(int port, size_t size) {
         }
         while (peer_take(a)) a->start = a->end;
         peer_close(b);
-        free(out[0].at);
-        free(out[1].at);
     }
     expect(longest == 15, "never a history of 15, only %d", longest);
     peer_close(a);
@@ -1139,109 +982,65 @@ static void join_test(int port, size_t size) {
 }
 
 static void chat_part(void) {
-    struct server s = {0}, small = {.build = "chat-short"};
-    struct response r;
     int next = 0;
-    if (!server_start(&s, "-b none")) return;
+    struct server s = server_start(START("chat"));
     channel_test(s.port);
     history_test(s.port);
     join_test(s.port, 20);
-    order_test(s.port, 3000, 200);
-    order_test(s.port, 200, 64000);
-    server_stop(&s, "chat");
-    if (!server_start(&small, "-b none")) return;
-    join_test(small.port, 2000);
-    order_test(small.port, 100, 16000);
-    order_test(small.port, 3000, 300);
+    begin("chat");
+    finish_stop(&s);
+    s = server_start(START("chat-short"));
+    join_test(s.port, 2000);
     begin("/messages of a small log: its end, without a gap");
-    http_get(small.port, "/messages?channel=order", &r);
-    for (const char *at = r.body; at && (at = strstr(at, "\"B ")); at += 3) {
-        int number = atoi(at + 3); /* the odd ones are binary */
+    struct response r = http_get(s.port, "/messages?channel=join");
+    for (const char *at = r.body; at && (at = strstr(at, "\"1")); at += 2) {
+        int number = atoi(at + 1);
         expect(!next || number == next, "%d, expected %d", number, next);
-        next = number + 2;
+        next = number + 1;
     }
-    expect(next == 3000, "it ends at %d", next);
-    finish();
-    server_stop(&small, "a small log");
+    expect(next == 16000 && r.length < 65536, "it ends at %d", next);
+    finish_stop(&s);
 }
 
 /* ---- limits ------------------------------------------------------------ */
 
-/* Sends until nothing more is taken for a while; returns how much was. */
-static size_t send_stuck(struct peer *p, struct bytes b) {
-    size_t at = 0;
-    while (at < b.n && wait_for(p->fd, POLLOUT, now() + 0.3)) {
-        ssize_t sent = send(p->fd, b.at + at, b.n - at, MSG_NOSIGNAL);
-        if (sent > 0) at += (size_t)sent;
-    }
-    expect(at < b.n, "all was taken");
-    return at;
-}
-
-/* A reader that takes nothing holds the talkers up for a second and is cut
- * off; nobody else loses anything, nor one who reads by fits and starts. */
-static void slow_test(void) {
-    struct server s = {.may_say = "slow client"};
-    struct talker t[4];
-    if (!server_start(&s, "-b none")) return;
-    begin("a reader that takes nothing is cut off, the others get everything");
-    struct peer *deaf = peer_connect(s.port, 4096);
-    ws_ask(deaf, "/?channel=f");
-    ws_opened(deaf);
-    for (int i = 0; i < 4; i++)
-        t[i] = (struct talker){ws_open(s.port, "/?channel=f"), (char)('A' + i),
-                               i < 2 ? 2000 : 0, 1000, i == 3 ? 50 : 0};
-    talk(t, 4, 4000);
-    server_says(&s, "slow client");
-    expect(peer_drain(deaf) < 1 << 20, "not cut off");
-    peer_close(deaf);
-    finish();
-    server_stop(&s, "slow");
-}
-
-/* What is unfinished, on one side or the other, has a bound: of 128 MB of half
- * messages (64 MiB), or 15 MB of unread answers (in chat-short 4 MiB), the
- * oldest go, with a line on stderr, and the newest is served. */
-static void unfinished_test(bool answers) {
+/* What is unfinished, on one side or the other, has a bound: of 8 MB of half
+ * messages and 7 MB of unread answers (in chat-short 4 MiB), the oldest go,
+ * with a line on stderr, and the newest is served. */
+static void unfinished_test(void) {
     static const char ask[] = "GET /messages HTTP/1.1\r\nHost: a\r\n\r\n";
-    static struct peer *p[2000];
-    static char bytes[64000];
-    struct server s = {.may_say = "unfinished"};
-    struct response r;
-    size_t size = answers ? 16000 : 64000;
-    int count = answers ? 40 : 2000;
-    if (answers) s.build = "chat-short";
-    if (!server_start(&s, "-b none")) return;
-    begin("%d unfinished %s: the oldest go, the newest is served", count,
-          answers ? "answers" : "messages");
+    static char bytes[16000];
+    struct peer *p[520];
+    struct server s = server_start(START("chat-short"));
+    s.may_say = "unfinished";
+    begin("unfinished messages and answers: the oldest go, not the newest");
     memset(bytes, '\1', sizeof bytes); /* six bytes each, as JSON */
     struct peer *newest = ws_open(s.port, "/");
-    for (int i = 0; i < 4 && answers; i++) ws_send(newest, TEXT, bytes, size);
-    for (int i = 0; i < 4 && answers; i++) ws_expect(newest, TEXT, bytes, size);
+    for (int i = 0; i < 4; i++) ws_send(newest, TEXT, bytes, sizeof bytes);
+    for (int i = 0; i < 4; i++) ws_expect(newest, TEXT, bytes, sizeof bytes);
     double before = server_memory(&s);
-    for (int i = 0; i < count; i++) {
-        p[i] = answers ? peer_connect(s.port, 4096)
-                       : ws_open(s.port, "/?channel=x");
-        peer_text(p[i], answers ? ask : "\x82\xfe\xf9\xffmask");
-        if (!answers) peer_send(p[i], bytes, 63000);
+    for (int i = 0; i < 520; i++) {
+        bool answer = i % 26 == 0;
+        if (answer) ws_sync(newest); /* or else it would be pinged */
+        p[i] = answer ? peer_connect(s.port, 4096)
+                      : ws_open(s.port, "/?channel=x");
+        peer_text(p[i], answer ? ask : "\x82\xfe\x3e\x80mask");
+        if (!answer) peer_send(p[i], bytes, sizeof bytes - 1);
     }
-    ws_send(newest, BINARY, bytes, size);
-    ws_expect(newest, BINARY, bytes, size);
-    http_get(s.port, "/messages", &r);
-    expect(r.status == 200 && r.length > size, "status %d, %zu bytes", r.status,
-           r.length);
-    expect_memory(&s, before, answers ? 4 + 4 : 64 + 16);
+    ws_send(newest, BINARY, bytes, sizeof bytes);
+    ws_expect(newest, BINARY, bytes, sizeof bytes);
+    struct response r = http_get(s.port, "/messages");
+    expect(r.status == 200 && r.length > sizeof bytes, "status %d", r.status);
+    expect_memory(&s, before, 4 + 4);
     expect(peer_drain(p[0]) < 384000, "the first got its answer");
     server_says(&s, "unfinished");
-    for (int i = 0; i < count; i++) peer_close(p[i]);
+    for (int i = 0; i < 520; i++) peer_close(p[i]);
     peer_close(newest);
-    finish();
-    server_stop(&s, "what is unfinished");
+    finish_stop(&s);
 }
 
 static void channels_test(int port) {
     struct peer *p[256];
-    struct response r;
     char target[60];
     begin("256 channels with a client each: 503 for one more, not for the old");
     for (int i = 0; i < 256; i++) {
@@ -1258,19 +1057,16 @@ static void channels_test(int port) {
         sprintf(target, "/send?channel=i%d&message=%d", i, i);
         expect_status(port, target, 200);
     }
-    http_get(port, "/messages?channel=i100", &r);
-    expect_body(&r, "[\"100\"]");
-    http_get(port, "/messages?channel=i0", &r);
-    expect_body(&r, "[]");
-    finish();
+    expect_file(port, "/messages?channel=i100", "=[\"100\"]");
+    expect_file(port, "/messages?channel=i0", "=[]");
 }
 
 /* As many as its descriptors allow are let in; the others wait, and the server
  * does not spin meanwhile. */
 static void descriptors_test(void) {
-    struct server s = {.setup = "ulimit -n 64;", .may_say = "open files"};
+    struct server s = server_start("ulimit -n 64; " START("chat"));
     struct peer *p[100];
-    if (!server_start(&s, "-b none")) return;
+    s.may_say = "open files";
     begin("64 descriptors, 100 clients: as they leave the others come in");
     for (int i = 0; i < 100; i++) {
         p[i] = peer_open(s.port);
@@ -1286,19 +1082,15 @@ static void descriptors_test(void) {
         if (i) ws_opened(p[i]);
         peer_close(p[i]);
     }
-    finish();
-    server_stop(&s, "64 descriptors");
+    finish_stop(&s);
 }
 
 static void limits_part(void) {
-    struct server s = {0};
-    if (!server_start(&s, "-b none")) return;
+    struct server s = server_start(START("chat"));
     channels_test(s.port);
-    server_stop(&s, "limits");
-    slow_test();
-    unfinished_test(false);
-    unfinished_test(true);
+    finish_stop(&s);
     descriptors_test();
+    unfinished_test();
 }
 
 /* ---- late, pinged, frozen ---------------------------------------------- */
@@ -1314,10 +1106,9 @@ static void late_part(void) {
         "", /* that gets no answer */
     };
     static struct peer *p[500];
-    struct server s = {0};
+    struct server s = server_start(START("chat"));
     struct response r = {0};
     int left = 500;
-    if (!server_start(&s, "-b none")) return;
     begin("500 requests that never end get 408 after 10 s");
     struct peer *one = ws_open(s.port, "/");
     double began = now(), first = 0;
@@ -1337,24 +1128,22 @@ static void late_part(void) {
     }
     expect(first > 9.5 && !left, "the first ended after %.1f s", first);
     for (int i = 0; i < 500; i++) {
-        if (*sent[i % 5]) read_response(p[i], false, &r);
+        if (*sent[i % 5]) r = read_response(p[i], false);
         expect(r.status == 408, "%s: status %d", sent[i % 5], r.status);
         peer_close(p[i]);
     }
     peer_close(one);
-    finish();
-    server_stop(&s, "408");
+    finish_stop(&s);
 }
 
 static void pinged_part(void) {
-    struct server s = {.build = "chat-short"};
+    struct server s = server_start(START("chat-short"));
     struct frame f;
     int pings = 0;
-    if (!server_start(&s, "-b none")) return;
     begin("a ping after PING_TIME, who does not answer ends after IDLE_TIME");
     struct peer *p = ws_open(s.port, "/"), *quiet = ws_open(s.port, "/");
-    double began = now(), pinged = 0, until = began + 20;
-    for (; !quiet->ended && now() < until; poll(NULL, 0, 20)) {
+    double began = now(), pinged = 0;
+    for (; !quiet->ended && now() < began + 30; poll(NULL, 0, 20)) {
         if (peer_take(quiet) && !pinged) pinged = now() - began;
         peer_take(p);
         while (ws_take(p, &f)) {
@@ -1362,57 +1151,59 @@ static void pinged_part(void) {
             ws_send(p, PONG, f.data, f.length);
         }
     }
-    expect(pinged > 0.35 && pings > 1, "pinged after %.1f s", pinged);
-    expect(quiet->ended && now() - began > 1.1, "ended after %.1f s",
+    expect(pinged > 3.9 && pings > 1, "pinged after %.1f s", pinged);
+    expect(quiet->ended && now() - began > 11.9, "ended after %.1f s",
            now() - began);
     ws_sync(p);
     peer_close(p);
     peer_close(quiet);
-    finish();
-    server_stop(&s, "pings");
+    finish_stop(&s);
 }
 
 /* Two instances on a bus of their own, whose name goes into `bus`. */
-static bool start_two(struct server *a, struct server *b, char *bus) {
+static void start_two(struct server *s, const char *program, char *bus) {
     sprintf(bus, "239.255.80.80:%d", 20000 + getpid() % 40000);
-    a->may_say = b->may_say =
-        "^chat: peer [0-9a-f]{16} (joined|left)$|no progress";
-    return server_start(a, "-b %s", bus) && server_start(b, "-b %s", bus);
+    for (int i = 0; i < 2; i++) {
+        s[i] = server_start("exec ./%s -p 0 -b %s", program, bus);
+        s[i].may_say = "^chat: peer [0-9a-f]{16} (joined|left)$|no progress";
+    }
 }
 
 /* While an instance is frozen the others' talkers wait for it, for 5 s, which
- * is longer than IDLE_TIME and REQUEST_TIME are here. */
+ * is longer than PING_TIME and REQUEST_TIME are here. */
 static void frozen_part(void) {
-    struct server a = {.build = "chat-short"}, b = a;
-    struct bytes out[2] = {{0}};
-    struct response r;
+    static struct bytes out[2];
+    struct server s[2];
     struct frame f = {0};
     char bus[40];
-    if (!start_two(&a, &b, bus)) return;
+    size_t sent = 0;
+    start_two(s, "chat-short", bus);
     begin("a full bus: /send gets 503, who waits is not cut off as silent");
-    struct peer *p = peer_connect(a.port, 65536);
+    struct peer *p = peer_connect(s->port, 65536);
     ws_ask(p, "/");
     ws_opened(p);
-    expect_status(b.port, "/", 200); /* it has settled ... */
-    poll(NULL, 0, 1100);             /* ... and told so, once a second */
+    expect_status(s[1].port, "/", 200); /* it has settled ... */
+    poll(NULL, 0, 1100);                /* ... and told so, once a second */
     script("2000x82:p*500", true, out);
-    kill(b.pid, SIGSTOP);
-    size_t sent = send_stuck(p, *out);
+    kill(s[1].pid, SIGSTOP);
+    while (sent < out->n && wait_for(p->fd, POLLOUT, now() + 0.3)) {
+        ssize_t n = send(p->fd, out->at + sent, out->n - sent, 0);
+        if (n > 0) sent += (size_t)n;
+    }
+    expect(sent < out->n, "all was taken");
     double began = now();
-    http_get(a.port, "/send?message=x", &r);
+    struct response r = http_get(s->port, "/send?message=x");
     expect(r.status == 503 && now() - began > 0.5, "status %d after %.1f s",
            r.status, now() - began);
     for (int n = 0; n < 2000 && expect(ws_next(p, &f), "only %d come", n);) {
-        ssize_t more = send(p->fd, out->at + sent, out->n - sent, MSG_NOSIGNAL);
+        ssize_t more = send(p->fd, out->at + sent, out->n - sent, 0);
         if (more > 0) sent += (size_t)more;
         n += f.first == BINARY;
     }
-    kill(b.pid, SIGCONT);
+    kill(s[1].pid, SIGCONT);
     peer_close(p);
-    free(out->at);
+    for (int i = 0; i < 2; i++) expect_stop(&s[i], SIGTERM);
     finish();
-    server_stop(&b, "the one that was frozen");
-    server_stop(&a, "the one that waited");
 }
 
 /* ---- process ----------------------------------------------------------- */
@@ -1420,9 +1211,8 @@ static void frozen_part(void) {
 /* clang-format off */
 /* Arguments, and what the one line on stderr has to name: exit 2 ... */
 static const char *const bad_options[][2] = {
-    { "-p -1", "port" }, { "-p 65536", "port" }, { "-p x", "port" },
-    { "-p ''", "port" }, { "-p 80x", "port" }, { "--port=8.5", "port" },
-    { "-p 99999999999999999999", "port" }, { "-p", "p" }, { "-Z", "Z" },
+    { "-p -1", "port" }, { "-p 65536", "port" }, { "-p ''", "port" },
+    { "--port=80x", "port" }, { "-p", "p" }, { "-Z", "Z" },
     { "--nonsense", "nonsense" }, { "--dir", "dir" },
     { "--quiet=yes", "quiet" }, { "extra", "extra" }, { "-r", "r" },
     { "-b ''", "chat: " }, { "-b 239.255.80.80", "239.255.80.80" },
@@ -1431,13 +1221,12 @@ static const char *const bad_options[][2] = {
     { "-b 239.255.80.80:99999", "99999" }, { "-b :8081", "8081" },
     { "-b 127.0.0.1:8081,", "127.0.0.1:8081" }, { "-o ''", "origin" },
     { "-o https://app.example/", "origin" }, { "-o app.example", "origin" },
-    { "-o 'https://*.example'", "origin" }, { "-o 'a, b'", "origin" },
-    { "-o http://a,http://b", "origin" }, { "-o 'http://a '", "origin" },
+    { "-o 'https://*.example'", "origin" }, { "-o http://a,http://b", "origin" },
     { "-o https://", "origin" }, { "-o a:b", "origin" },
     { "-o https://a:", "origin" }, { "-o https://a:99999", "origin" },
     { "-o https://user@a", "origin" }, { "-o 'https://a?x'", "origin" },
-    { "-o 'https://a#x'", "origin" }, { "-o https://b\303\274cher", "origin" },
-    { "-o '**'", "origin" }, { "--cert /x", "cert" }, { "--key /x", "key" },
+    { "-o https://b\303\274cher", "origin" }, { "-o '**'", "origin" },
+    { "--cert /x", "cert" }, { "--key /x", "key" },
     { "-b 192.0.2.1:9", "-s" },
 };
 /* ... and exit 1. OPEN is a file that others may read. */
@@ -1467,11 +1256,10 @@ static const char *const log_lines[][2] = {
 /* It must end by itself, with this status and one line that names what is
  * wrong, and nothing on stdout. */
 static void expect_refused(const char *args, int status, const char *naming) {
-    struct server s = {0};
-    char all[300];
+    char command[300];
     begin("exit %d: %s", status, args);
-    snprintf(all, sizeof all, "-p 0 -b none %s", args);
-    server_spawn(&s, all);
+    snprintf(command, sizeof command, START("chat") "%s", args);
+    struct server s = server_spawn(command);
     if (server_says(&s, "\n") && strstr(written(s.err), "listening on"))
         kill(s.pid, SIGTERM);
     int got = server_end(&s);
@@ -1487,10 +1275,9 @@ static void expect_refused(const char *args, int status, const char *naming) {
 /* 1001 to all, and exit 0; with SIGTERM though some do not answer, or are in
  * the middle of something. The signal comes twice. */
 static void signal_test(int number) {
-    struct server s = {0};
+    struct server s = server_start(START("chat") "-d signals");
     struct peer *p[7];
     bool stuck = number == SIGTERM;
-    if (!server_start(&s, "-b none -d %s", "signals")) return;
     begin("%s: 1001 to all, exit 0", strsignal(number));
     for (int i = 0; i < 7; i++)
         p[i] = i < 5 ? ws_open(s.port, "/") : peer_open(s.port);
@@ -1517,108 +1304,85 @@ static void signal_test(int number) {
 }
 
 static void log_test(void) {
-    struct server s = {0}, quiet = {0};
-    struct response r;
+    struct server s = server_start(START("chat"));
+    struct server quiet = server_start(START("chat") "-q");
     char form[2000] = "^", request[600];
-    regex_t regex;
-    bool same = false;
-    if (!server_start(&s, "-b none") || !server_start(&quiet, "-b none -q"))
-        return;
     begin("the request log: a line a request, at once; with -q none");
     peer_close(peer_open(s.port)); /* as health checks do: no line */
     for (size_t i = 0; i < COUNT(log_lines); i++) {
         sprintf(form + strlen(form), "127\\.0\\.0\\.1 %s\n", log_lines[i][1]);
         size_t n = expanded(log_lines[i][0], request);
-        exchange(quiet.port, NULL, request, n, &r);
-        exchange(s.port, NULL, request, n, &r);
+        exchange(quiet.port, NULL, request, n);
+        exchange(s.port, NULL, request, n);
     }
-    regcomp(&regex, strcat(form, "$"), REG_EXTENDED | REG_NOSUB);
-    for (double until = deadline(); !same && now() < until; poll(NULL, 0, 5))
-        same = !regexec(&regex, written(s.out), 0, NULL, 0);
-    expect(same, "%s", written(s.out));
+    strcat(form, "$");
+    for (double until = deadline(); now() < until; poll(NULL, 0, 5))
+        if (matches(written(s.out), form)) break;
+    expect(matches(written(s.out), form), "%s", written(s.out));
     expect(!*written(quiet.out), "-q: %s", written(quiet.out));
-    regfree(&regex);
-    finish();
-    server_stop(&quiet, "-q");
-    server_stop(&s, "log");
+    expect_stop(&quiet, SIGTERM);
+    finish_stop(&s);
 }
 
 /* chat >&- <&-: nothing else may be taken for what these were. */
 static void bare_test(void) {
-    struct server s = {.setup = "exec <&- >&-;"};
-    struct response r;
     char path[60], target[200];
-    if (!server_start(&s, "-b none")) return;
+    struct server s = server_start("exec <&- >&-; " START("chat"));
     begin("without descriptors 0 and 1 the log is written into nothing");
-    for (int i = 0; i < 20; i++) http_get(s.port, "/send?message=kept", &r);
-    http_get(s.port, "/messages", &r);
+    for (int i = 0; i < 20; i++) http_get(s.port, "/send?message=kept");
+    struct response r = http_get(s.port, "/messages");
     expect(r.length == 20 * 7 + 1, "%zu bytes", r.length);
     for (int fd = 0; fd <= 1; fd++) {
         sprintf(path, "/proc/%d/fd/%d", (int)s.pid, fd);
         ssize_t n = readlink(path, target, sizeof target);
         expect(n == 9 && !memcmp(target, "/dev/null", 9), "%d is not", fd);
     }
-    finish();
-    server_stop(&s, "bare");
+    finish_stop(&s);
 }
 
-/* Two instances: what one gets the other's clients get; with -r they share a
- * port, and one may be restarted while the other serves. */
+/* Two instances: what one gets the other's clients get. */
 static void two_test(void) {
-    struct server a = {0}, b = {0};
+    struct server s[2];
     char line[200], bus[40];
-    struct response r;
-    if (!start_two(&a, &b, bus)) return;
+    start_two(s, "chat", bus);
     begin("two instances: they meet, what is said crosses, and one leaves");
     sprintf(line, "chat: listening on http://localhost:%d/, bus %s on lo\n",
-            a.port, bus);
-    server_says(&a, line);
-    server_says(&a, "joined\n");
-    server_says(&b, "joined\n");
-    struct peer *p = ws_open(a.port, "/?channel=x");
-    http_get(b.port, "/send?channel=x&message=sent", &r);
+            s->port, bus);
+    server_says(s, line);
+    for (int i = 0; i < 2; i++) server_says(&s[i], "joined\n");
+    struct peer *p = ws_open(s->port, "/?channel=x");
+    http_get(s[1].port, "/send?channel=x&message=sent");
     ws_expect_text(p, "sent");
-    ws_send(p, BINARY, "\377\0", 2);
-    ws_expect(p, BINARY, "\377\0", 2);
-    http_get(a.port, "/messages?channel=x", &r);
-    expect_wanted(&r, "=[\"sent\",{\"base64\":\"/wA=\"}]");
-    expect_stop(&b, SIGTERM);
-    server_says(&a, "left\n");
-    expect_stop(&a, SIGTERM);
+    for (int i = 1; i <= 3; i++) ws_send(p, BINARY, "\373\357\377", (size_t)i);
+    for (int i = 1; i <= 3; i++)
+        ws_expect(p, BINARY, "\373\357\377", (size_t)i);
+    expect_file(s->port, "/messages?channel=x",
+                "=[\"sent\",{\"base64\":\"+w==\"},{\"base64\":\"++8=\"},"
+                "{\"base64\":\"++//\"}]");
+    expect_stop(&s[1], SIGTERM);
+    server_says(s, "left\n");
     peer_close(p);
-    finish();
-    int port = a.port; /* in TIME_WAIT */
-    if (!server_start(&a, "-b %s -r -p %d", bus, port) ||
-        !server_start(&b, "-b %s -r -p %d", bus, port))
-        return;
+    finish_stop(s);
+    int port = s->port; /* in TIME_WAIT */
+    *s = server_start("exec ./chat -b none -p %d", port);
     sprintf(line, "-p %d", port);
     expect_refused(line, 1, line + 3);
-    begin("-r: both serve, and then the one that is left");
-    for (int i = 0; i < 60; i++) expect_status(port, "/", 200);
-    expect(*written(a.out) && *written(b.out), "only one does");
-    expect_stop(&a, SIGTERM);
-    for (int i = 0; i < 20; i++) expect_status(port, "/", 200);
-    finish();
-    server_stop(&b, "-r");
+    begin("a port again: at once, but not while somebody has it");
+    finish_stop(s);
 }
 
 static void odd_starts_test(void) {
-    struct server s = {.setup = "trap '' HUP;"};
-    struct response r;
     begin("SIGTERM while it starts");
-    server_spawn(&s, "-p 0 -b 239.255.80.81:9");
+    struct server s = server_spawn("exec ./chat -p 0 -b 239.255.80.81:9");
     server_says(&s, "\n");
-    expect_stop(&s, SIGTERM);
-    finish();
-    if (!server_start(&s, "-b none -a 127.0.0.1")) return;
+    finish_stop(&s);
+    s = server_start("trap '' HUP; " START("chat") "-a 127.0.0.1");
     begin("-a is named; with nohup SIGHUP does nothing; -V");
     server_says(&s, "listening on http://127.0.0.1:");
     kill(s.pid, SIGHUP);
-    http_get(s.port, "/", &r);
-    http_get(s.port, "/", &r);
-    expect(r.status == 200, "status %d", r.status);
+    for (int i = 0; i < 2; i++) expect_status(s.port, "/", 200);
     expect_stop(&s, SIGTERM);
-    server_spawn(&s, "-V");
+    s = server_spawn("exec ./chat -V");
     expect(!server_end(&s) && !strcmp(written(s.out), "chat 2.0\n"), "-V");
     finish();
 }
@@ -1635,31 +1399,28 @@ static void process_part(void) {
 }
 
 static void signals_part(void) {
+    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
     mkdir("signals", 0755);
     make_file("signals/big", "", 0);
     if (truncate("signals/big", 200 << 20)) perror("truncate");
-    signal_test(SIGTERM);
-    signal_test(SIGINT);
-    signal_test(SIGHUP);
+    for (size_t i = 0; i < COUNT(numbers); i++) signal_test(numbers[i]);
 }
 
 /* ---- All of it --------------------------------------------------------- */
 
 #define RUN(part) \
-    { .name = #part, .run = part##_part }
+    { #part, part##_part }
 
 int main(int argc, char **argv) {
-    static struct part parts[] = {
+    static const struct part parts[] = {
         RUN(http), RUN(files),  RUN(websocket), RUN(chat),    RUN(limits),
         RUN(late), RUN(pinged), RUN(frozen),    RUN(process), RUN(signals),
         {0},
     };
     char folder[] = "/tmp/chat-test-XXXXXX";
-    harness_open();
-    if (!mkdtemp(folder) || chdir(folder)) perror(folder);
+    harness_open(folder);
     make_file("OPEN", "secret\n", 7);
     chmod("OPEN", 0644);
     int status = run_parts(parts, argc, argv);
-    setenv("FOLDER", folder, 1);
-    return system("rm -rf \"$FOLDER\"") ? 1 : status;
+    return system("rm -rf $FOLDER") ? 1 : status;
 }
