@@ -36,7 +36,7 @@ sanitize: ## the tests under ASan and UBSan
 	@ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 $(MAKE) test HARDEN= PARTS="$(or $(PARTS),unit server bus nats tls clients)" \
 	    CHAT=build/asan/chat BUILD=build/asan CFLAGS="$(SANITIZE)"
 valgrind: ## some of the tests under valgrind
-	@$(MAKE) --no-print-directory CFLAGS='-O1 -g -include test/openat2.h' \
+	@$(MAKE) --no-print-directory CFLAGS='-O1 -g' HARDEN= \
 	    HARDEN= BUILD=build/valgrind CHAT=build/valgrind/chat \
 	    $(addprefix build/valgrind/,chat unit server chat-short)
 	@test/valgrind.sh

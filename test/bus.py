@@ -181,6 +181,27 @@ def case_kill():
         lab.talks()
         lab.everything((a, b), {x.name: len(x.sent_at) for x in clients}, 10)
 
+def case_stop():
+    """who stops stays until the others have all that its clients said, be a third of it lost"""
+    with BusLab() as lab:
+        clients = lab.begin(1)
+        lab.filter(LOSS % 30)
+        post(clients[0], 20, 1000)
+        lab.pump(lambda: clients[0].next[b"1"] == 21, 5, "its own echo is missing")
+        clients[0].host.stop()
+        lab.everything(clients[1:], {b"1": 21, b"2": 1, b"3": 1}, 10)
+
+def case_apart():
+    """who is on the loopback hears nothing of eth0, though another program there has joined"""
+    with BusLab(hosts=2) as lab:
+        a, b = lab.hosts
+        with a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            group = socket.inet_aton(GROUP) + struct.pack("=2i", 0, socket.if_nametoindex("eth0"))
+            other.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+            a.start(bus=())
+            b.start()                                   # its secret is another: a would tell
+            lab.wait(1.5)
+
 # --- history -------------------------------------------------------------------------------------
 
 CHANNELS = {"": 120, "earth%20%26%20%C3%9Cmoon": 60, "x" * 64: 6}   # and how much is said there
@@ -512,5 +533,5 @@ def case_idle():
 if __name__ == "__main__":
     main("bus", (case_hostile, case_away, case_halfdeaf, case_interface, case_overrun, case_kill,
                  case_history, case_newcomer, case_islands, case_secret, case_clock, case_idle,
-                 case_loss),
+                 case_apart, case_stop, case_loss),
          alone=(case_figures,), at_once=6, missing=no_network)

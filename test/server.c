@@ -19,6 +19,7 @@
  * $BUILD/chat-large: the Makefile has what they are.
  */
 #include "harness.h"
+#include <dirent.h>
 
 #define START(program) "exec ./" program " -p 0 -b none "
 
@@ -139,6 +140,7 @@ static void run_groups(int port, const struct group *g, size_t count) {
 #define C       "Connection: Upgrade\n"
 #define K       "Sec-WebSocket-Key: " WS_KEY "\n"
 #define V       "Sec-WebSocket-Version: 13\n"
+#define AND30   "&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&"
 #define NAME64  "0123456789abcdef0123456789abcdef" \
                 "0123456789abcdef0123456789abcdef"
 
@@ -277,6 +279,7 @@ static const struct group http_groups[] = {
     "http://a, http://b\nHost: a", "http://b http://a\nHost: a", "*\nHost: a", \
     "null\nHost: a", "\nHost: a", "\nHost:")
 static const struct group origin_groups[] = {
+    { 400, NULL, ASK, LIST("/?" AND30 AND30 AND30 AND30) }, /* no room left */
     { 101, NULL, JOIN, OWN }, { 200, "=message sent", SEND, OWN },
     { 403, "!" MAY_READ, JOIN, STRANGE }, { 403, "!" MAY_READ, SEND, STRANGE },
     { 200, "!" MAY_READ, MESSAGES, STRANGE },
@@ -308,7 +311,18 @@ static void http_part(void) {
     struct server s = server_start(START("chat"));
     run_groups(s.port, http_groups, COUNT(http_groups));
     run_groups(s.port, origin_groups, COUNT(origin_groups));
-    begin("http");
+    begin("100 Continue comes once");
+    struct peer *p = peer_open(s.port);
+    peer_text(p, "POST /send HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n"
+                 "Expect: 100-continue\r\n\r\n");
+    struct response r = read_response(p, false);
+    expect(r.status == 100, "status %d", r.status);
+    peer_text(p, "bo");
+    expect_status(s.port, "/", 200); /* so it has read that by now */
+    peer_text(p, "dy");
+    r = read_response(p, false);
+    expect_body(&r, "message sent");
+    peer_close(p);
     finish_stop(&s);
     s = server_start(START("chat") LISTED);
     run_groups(s.port, listed_groups, COUNT(listed_groups));
@@ -554,6 +568,37 @@ static void big_files_test(const struct server *s) {
     for (int i = 0; i < 3; i++) peer_close(p[i]);
 }
 
+static int descriptors(const struct server *s) {
+    char path[40];
+    int count = 0;
+    sprintf(path, "/proc/%d/fd", (int)s->pid);
+    DIR *folder = opendir(path);
+    while (folder && readdir(folder)) count++;
+    if (folder) closedir(folder);
+    return count;
+}
+
+/* What is over leaves nothing, be it whole or given up. */
+static void leaks_test(const struct server *s) {
+    static const char *const targets[] = {"/huge", "/", "/odd/", "/odd", "/x"};
+    double memory = server_memory(s);
+    int files = descriptors(s);
+    begin("8,000 requests leave neither memory nor a descriptor");
+    for (int i = 0; i < 8000; i++) {
+        struct peer *p = peer_open(s->port);
+        peer_text(p, "GET ");
+        peer_text(p, targets[i % 5]);
+        peer_text(p, " HTTP/1.1\r\nHost: a\r\n\r\n");
+        if (i % 5) peer_drain(p);
+        else peer_more(p, deadline());
+        shutdown(p->fd, SHUT_WR); /* then a reset is an EPIPE */
+        peer_close(p);
+    }
+    expect_memory(s, memory, 0.2);
+    files = descriptors(s) - files;
+    expect(files < 9, "%d descriptors more", files);
+}
+
 static void expect_file(int port, const char *target, const char *text) {
     struct response r = http_get(port, target);
     expect_wanted(&r, text);
@@ -587,6 +632,8 @@ static void files_part(void) {
     versions_test(s.port);
     listing_test(s.port);
     big_files_test(&s);
+    finish();
+    leaks_test(&s);
     finish_stop(&s);
     release_test();
 }
@@ -734,7 +781,7 @@ static const struct talk frame_talks[] = {
 };
 /* With MESSAGE_MAX=16777216, as Autobahn's 9. */
 static const struct talk large_talks[] = {
-    { NULL, LIST("81:" X64 "*262144", "82:" X64 "*262144 81:" X64) },
+    { NULL, LIST("82:" X64 "*1024", "81:" X64 "*262144", "82:" X64 "*262144 81:" X64) },
     { "82:" X64 "*262144", LIST("02:" X64 "*1024 254x00:" X64 "*1024 80:" X64
       "*1024") },
     { "8a: 81:" X64 "*65536", LIST("01: 65536x00:" X64 " 89: 80:") },
@@ -1106,10 +1153,15 @@ static void late_part(void) {
         "", /* that gets no answer */
     };
     static struct peer *p[500];
-    struct server s = server_start(START("chat"));
+    mkdir("late", 0755);
+    make_file("late/large", "", 0);
+    expect(!truncate("late/large", 4 << 20), "truncate");
+    struct server s = server_start(START("chat") "-d late");
     struct response r = {0};
     int left = 500;
-    begin("500 requests that never end get 408 after 10 s");
+    begin("500 requests that never end get 408 after 10 s, a slow reader all");
+    struct peer *slow = peer_connect(s.port, 4096);
+    peer_text(slow, "GET /large HTTP/1.1\r\nHost: a\r\n\r\n");
     struct peer *one = ws_open(s.port, "/");
     double began = now(), first = 0;
     for (int i = 0; i < 500; i++) {
@@ -1124,9 +1176,12 @@ static void late_part(void) {
             left += !p[i]->ended;
         }
         if (left < 500 && !first) first = now() - began;
+        if (peer_take(slow)) slow->start = slow->end;
         ws_sync(one);
     }
     expect(first > 9.5 && !left, "the first ended after %.1f s", first);
+    expect(peer_drain(slow) > 2 << 20, "the slow reader was cut off");
+    peer_close(slow);
     for (int i = 0; i < 500; i++) {
         if (*sent[i % 5]) r = read_response(p[i], false);
         expect(r.status == 408, "%s: status %d", sent[i % 5], r.status);

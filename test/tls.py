@@ -218,6 +218,18 @@ def case_strangers():
         other.send("still here")
         other.hears("still here")
 
+def case_nats():
+    """a NATS server that says nothing is left after 10 s; with another one no TLS is spoken"""
+    with socket.create_server(("127.0.0.1", 0)) as server, \
+            Lab(start=False, expect=r"|chat: (bus: cannot join|joined|lost) .*") as lab:
+        server.settimeout(15 * SLOWER)
+        lab.host.start("-b", "nats://127.0.0.1:%d" % server.getsockname()[1])
+        with server.accept()[0], server.accept()[0] as link:    # the first one stays open
+            link.sendall(b"INFO {}\r\n")
+            equal(link.recv(8), b"CONNECT ", "what is said to it")
+            link.sendall(b"PONG\r\n")
+            lab.host.says("^chat: joined nats://")
+
 def case_node():
     """Node's ws and fetch over wss and https"""
     with Lab() as lab:
@@ -237,5 +249,5 @@ def case_chromium():
         check("hello Chromium" in page, f"the page: {page[-800:]}")
 
 if __name__ == "__main__":
-    main("tls", (case_strangers, case_chromium, case_node, case_records, case_options, case_slow,
+    main("tls", (case_strangers, case_nats, case_chromium, case_node, case_records, case_options, case_slow,
                  case_close_notify, case_renewal), missing=missing)

@@ -36,6 +36,10 @@ static bool fault(bool memory);
 #include "../main.c"
 #undef main
 
+#define HANDSHAKE \
+    "Connection: upgrade\r\nUpgrade: websocket\r\n" \
+    "Sec-WebSocket-Version: 13\r\n" \
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 /* A case: its name, and what was seen. */
@@ -119,6 +123,12 @@ static struct client *member(struct channel *ch, int *far) {
     return c;
 }
 
+static void leave(struct client *c, int far) {
+    close(far);
+    client_drop(c);
+    server_reap();
+}
+
 /* ---- Channels ----------------------------------------------------------- */
 
 /* Message i is 1,000 times the byte i. Reads what has come of them, from byte
@@ -187,9 +197,64 @@ static void wait_test(void) {
         if (i) ch->cut_at = 0;
         server_tend();
     }
-    close(far);
-    client_drop(c);
-    server_reap();
+    leave(c, far);
+}
+
+/* Somebody who joins with the whole history of a full log is waited for. */
+static void join_test(void) {
+    static const char ask[] =
+        "GET /?history=999 HTTP/1.1\r\nHost: h\r\n" HANDSHAKE;
+    char bytes[1000] = "";
+    int far;
+    start(0);
+    struct channel *ch = channel_get("");
+    struct client *c = member(ch, &far);
+    channel_remove(c);
+    c->protocol = HTTP;
+    s.option['q'] = "";
+    for (size_t i = 0; i < LOG_SIZE; i += 1000, channel_room(ch, 1000))
+        channel_append(ch, (struct message){ BINARY, bytes, 1000 });
+    channel_flush(ch);
+    if (send(far, ask, sizeof ask - 1, 0) > 0) client_read(c, EPOLLIN);
+    ok(c->channel == ch && !channel_room(ch, 1000), "a newcomer is waited for");
+    leave(c, far);
+}
+
+/* A good-bye comes behind all that was said, also to a slow reader. */
+static void goodbye_test(void) {
+    char bytes[1000] = "";
+    int far, n = 0;
+    start(0);
+    struct channel *ch = channel_get("");
+    struct client *c = member(ch, &far);
+    for (int i = 0; i < 100; i++) {
+        channel_append(ch, (struct message){ BINARY, bytes, sizeof bytes });
+        if (i == 50) channel_flush(ch);
+    }
+    websocket_close(c, 1001);
+    for (ssize_t got = 1; got > 0; n += got > 0 ? got : 0) {
+        client_read(c, EPOLLOUT);
+        got = recv(far, bytes, sizeof bytes, 0);
+    }
+    ok(n == 100 * 1004 + 4, "a good-bye comes last: %d bytes", n);
+    leave(c, far);
+}
+
+/* Of two with half a message each, the first goes, also if it adds a byte. */
+static void bound_test(void) {
+    int far[2];
+    start(0);
+    struct channel *ch = channel_get("");
+    struct client *c[] = { member(ch, far), member(ch, far + 1) };
+    for (int i = 0; i < 3; i++, s.now++)
+        if (send(far[i % 2], "\x81\xFE", 2 - i / 2, 0) > 0)
+            client_read(c[i % 2], EPOLLIN);
+    s.held += UNFINISHED_MAX - c[1]->held;
+    server_bound();
+    ok(ch->clients == c[1] && !c[1]->next, "who began first goes");
+    close(far[0]);
+    leave(c[1], far[1]);
+    s.held = 0;
 }
 
 /* ---- The bus ------------------------------------------------------------ */
@@ -307,6 +372,18 @@ static void bus_rules(void) {
     channel_get("")->cut_at = 0;
     bus_tick();
     ok(!strcmp(heard(), "abcde"), "there is room again");
+    struct datagram large = { .kind = DATA, .sender = 7, .number = 5 };
+    large.message = 5;
+    memcpy(large.bytes, "\0\x82\x7F\1\0\0\0\0\0\0\0", 11);
+    hear(&large, DATA_HEADER + 11);
+    data(7, 6, "f"), data(7, 8, "h");
+    for (int i = 0; i < 3; i++, s.now += i == 2 ? 1 : GIVE_UP - 1) {
+        ok(!strcmp(heard(), "abcdef"), "one too large is dropped, 7 waited for");
+        SAYS(10 + i, KNOWN({ 7, 1, 9, 9 }, { 9, 1, self->next, self->next }));
+        bus_tick();
+    }
+    bus_tick();
+    ok(!strcmp(heard(), "abcdefh"), "but not for ever: %s", heard());
 }
 
 static void bus_newcomers(void) {
@@ -361,9 +438,7 @@ static void faulty(int n) {
         "GET / HTTP/1.0\r\n\r\n", "GET /test/ HTTP/1.0\r\n\r\n",
         "GET /send?message=x HTTP/1.0\r\n\r\n",
         "GET /messages HTTP/1.0\r\n\r\n",
-        "GET /?channel=new HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\n"
-        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n\x81",
+        "GET /?channel=new HTTP/1.1\r\nHost: h\r\n" HANDSHAKE "\x81",
     };
     struct sockaddr_un name = { .sun_family = AF_UNIX };
     char bytes[3] = "";
@@ -400,6 +475,9 @@ int main(void) {
     slow_test(true);
     slow_test(false);
     wait_test();
+    join_test();
+    goodbye_test();
+    bound_test();
     int n = 4, wrong = 0, code = 0, lost = 0, ended = 0;
     for (int size = DATA_MAX - 20; size < DATA_MAX + 5; size++)
         for (int i = -1; i < n; i++) wrong += !bus_stream(size, i, &n);
