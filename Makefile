@@ -37,7 +37,7 @@ sanitize: ## the tests under ASan and UBSan
 	    CHAT=build/asan/chat BUILD=build/asan CFLAGS="$(SANITIZE)"
 valgrind: ## some of the tests under valgrind
 	@$(MAKE) --no-print-directory CFLAGS='-O1 -g' HARDEN= \
-	    HARDEN= BUILD=build/valgrind CHAT=build/valgrind/chat \
+	    BUILD=build/valgrind CHAT=build/valgrind/chat \
 	    $(addprefix build/valgrind/,chat unit server chat-short)
 	@test/valgrind.sh
 coverage: ## the lines of main.c that no test runs

@@ -182,14 +182,23 @@ def case_kill():
         lab.everything((a, b), {x.name: len(x.sent_at) for x in clients}, 10)
 
 def case_stop():
-    """who stops stays until the others have all that its clients said, be a third of it lost"""
+    """who stops lets nobody in, and stays until the others have all, be a third of it lost"""
     with BusLab() as lab:
         clients = lab.begin(1)
         lab.filter(LOSS % 30)
-        post(clients[0], 20, 1000)
-        lab.pump(lambda: clients[0].next[b"1"] == 21, 5, "its own echo is missing")
-        clients[0].host.stop()
-        lab.everything(clients[1:], {b"1": 21, b"2": 1, b"3": 1}, 10)
+        host = clients[0].host
+        post(clients[0], 60, 1000)
+        lab.pump(lambda: clients[0].next[b"1"] == 61, 5, "its own echo is missing")
+        with host.connect():                            # has a second to say what it wants
+            host.send_signal(signal.SIGTERM)
+            lab.pump(lambda: clients[0].close_code == 1001, 5, "it says no good-bye")
+            try:
+                host.connect()
+                check(False, "it lets in one more")
+            except ConnectionRefusedError:
+                pass
+        host.stop()
+        lab.everything(clients[1:], {b"1": 61, b"2": 1, b"3": 1}, 10)
 
 def case_apart():
     """who is on the loopback hears nothing of eth0, though another program there has joined"""
@@ -334,7 +343,9 @@ def case_secret():
     """off the loopback a secret is asked for; one with another secret neither reads nor writes"""
     with BusLab(expect=ERROR) as lab:
         empty = "-s", lab.write("empty", "\n", 0o600)
-        for says, status, secret in ("urandom", 2, ()), ("empty", 1, empty):
+        shared = "-s", lab.write("shared", "a secret\n", 0o640)
+        for says, status, secret in (("urandom", 2, ()), ("empty", 1, empty),
+                                     ("others may read", 1, shared)):
             said = lab.hosts[0].refuses("-i", "eth0", *secret, bus=(), status=status)
             check(says in said, f"{secret}: it says {said!r}")
         alone = lab.hosts[0].start(bus=())              # on the loopback it needs none

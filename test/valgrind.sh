@@ -36,9 +36,8 @@ lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
 "$BUILD/under/unit" >>"$lines" ||
     echo 'FAILED - unit: a test, or an error of memory' >>"$lines"
-# (What bounds memory knows nothing of what valgrind takes.)
-env BUILD="$BUILD/under" "$BUILD/server" http websocket files |
-    grep -v 'constant memory' >>"$lines"
+# (Not the files: valgrind 3.19 does not know openat2.)
+env BUILD="$BUILD/under" "$BUILD/server" http websocket >>"$lines"
 test/bus.py secret kill >>"$lines" || echo 'FAILED - bus.py' >>"$lines"
 for log in "$logs"/*; do # what was killed has left no list of descriptors
     awk '/== $/ { block = "" } { block = block "\n" $0 }
