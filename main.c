@@ -403,7 +403,7 @@ static int close_code(const char *payload, size_t size) {
 }
 
 /* ---- 6. The data --------------------------------------------------------
- * The server owns clients, channels and the bus. A channel has a list of its
+ * The server `s` has all clients and channels; a channel has a list of its
  * clients. Input of a client that we have not handled yet is in its `in`. Its
  * private bytes, which only it gets (an answer, a pong, a close), are in its
  * `out`. All else that it gets, it reads from its channel's log.
