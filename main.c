@@ -12,11 +12,12 @@
  * log. To broadcast is one append, then one send() a client, from its cursor
  * to the log's head.
  *
- * A round is one turn of the event loop: wait, read, send. The way of a message
- * in it: client_read, client_process, websocket_step, server_post; from there
- * into the log (channel_append) and onto the bus (bus_post); at the end of the
- * round channel_flush and bus_flush. At the other instances: bus_readable,
- * bus_data_in, peer_advance, bus_deliver, channel_append, channel_flush.
+ * A round is one turn of the event loop: wait, read, send. A message's way in
+ * it: client_read, client_process, websocket_step, websocket_message,
+ * server_post; from there into the log (channel_append) and onto the bus
+ * (bus_post); at the round's end channel_flush and bus_flush. At the others:
+ * bus_readable, bus_data_in, peer_advance, peer_deliver, bus_deliver,
+ * channel_append, channel_flush. (To follow it: 3, 6, 9, 14, 18, 19, then 8.)
  *
  *   1  Limits               8  Clients                15  HTTP: the request
  *   2  Tools                9  Channels               16  HTTP: the answers
@@ -62,7 +63,9 @@
 #ifndef HISTORY
 #define HISTORY (256 << 10) /* bytes a channel, four messages at least */
 #endif
-_Static_assert(HISTORY >= 4L * MESSAGE_MAX, "more HISTORY, please");
+_Static_assert(HISTORY >= 4L * MESSAGE_MAX && HISTORY <= 256L << 20 &&
+                   MESSAGE_MAX >= 8192,
+               "HISTORY or MESSAGE_MAX");
 #ifndef CHANNELS_MAX
 #define CHANNELS_MAX 256 /* with and without clients */
 #endif
@@ -187,7 +190,7 @@ static int64_t parse_number(const char *text) {
 }
 
 /* Decodes %XX, and '+' if `query`, in place. False: a bad %XX, or a NUL. */
-static bool percent_decode(char *text, bool query) {
+static bool url_decode(char *text, bool query) {
     char *out = text;
     for (char *in = text; *in; in++, out++) {
         *out = *in == '+' && query ? ' ' : *in;
@@ -303,7 +306,7 @@ static void sha1(const void *bytes, size_t size, uint8_t digest[SHA1_SIZE]) {
 }
 
 /* The key has 64 bytes; a shorter one is followed by zeros. What it signs are
- * datagrams, and the result has SHA1_SIZE bytes. */
+ * datagrams, 1,200 bytes at most; the result has SHA1_SIZE bytes. */
 static void hmac(const uint8_t *key, const void *in, size_t n, uint8_t *mac) {
     uint8_t inner[64 + 1200], outer[64 + SHA1_SIZE];
     for (int i = 0; i < 64; i++) {
@@ -466,7 +469,7 @@ struct client {
  * low         no client's cursor is before this; exact after each flush
  * cut_at      0, or when slow readers are cut off, as the log is full
  * dirty       the log has something new
- * used        when it was last asked for
+ * used        when somebody last talked
  */
 struct channel {
     struct client *clients;
@@ -496,7 +499,7 @@ static struct server {
     bool settled, accept_due, waiting, dirty;
     int64_t now, second_at, stop_at;
     struct client *clients[1 << 20], *dead;
-    int clients_end, connections;
+    int clients_end, connected;
     size_t held, turn;
     struct channel channels[CHANNELS_MAX];
     struct buffer input;
@@ -636,7 +639,7 @@ static struct client *client_add(int fd, enum protocol protocol) {
     c->deadline = s.now + REQUEST_TIME;
     s.clients[fd] = c;
     if (fd >= s.clients_end) s.clients_end = fd + 1;
-    s.connections += protocol != NATS;
+    s.connected += protocol != NATS;
     if (s.tls && protocol != NATS && !tls_open(c)) client_drop(c);
     client_watch(c);
     return c;
@@ -654,7 +657,10 @@ static size_t client_send(struct client *c, void *at, size_t size) {
 /* Sends all that is due, until it is out or the kernel's buffer is full. A
  * client that is closing is shut then: we close our half, and read on until it
  * closes its own. A close() at once would answer bytes that are on their way to
- * us with a reset, which could destroy what the client has not read yet. */
+ * us with a reset, which could destroy what the client has not read yet.
+ *
+ * boundary == cursor: no frame has begun to go out, so private bytes may. At
+ * last the boundary moves to the log's head; the next turn sends all that. */
 static void client_flush(struct client *c) {
     struct log *log = c->channel ? &c->channel->log : NULL;
     while (!c->dead && !c->blocked && !c->shut) {
@@ -684,9 +690,7 @@ static void client_flush(struct client *c) {
         } else if (log && c->cursor < log->head) c->boundary = log->head;
         else break;
     }
-    /* After most deliveries there is nothing to tell epoll or to count. */
-    bool same = c->blocked == !!(c->interest & EPOLLOUT);
-    if (c->out.size || c->held || c->closing || !same) client_watch(c);
+    client_watch(c);
 }
 
 /* ---- 9. Channels --------------------------------------------------------
@@ -700,19 +704,24 @@ static void client_flush(struct client *c) {
  * client that was not within SLOW_TIME is cut off.
  */
 
-/* Finds or makes a channel; if there are too many, in the place of one without
- * clients, the one not used for longest. NULL: there is none. */
+/* Finds a channel. What nobody has made is empty, and has no ring. */
+static struct channel *channel_find(const char *name) {
+    static struct channel none;
+    struct channel *ch = s.channels, *end = ch + CHANNELS_MAX;
+    while (ch < end && strcmp(ch->name, name) != 0) ch++;
+    return ch < end ? ch : &none;
+}
+
+/* Finds or makes a channel: in the place of one without clients, and of these
+ * the one in which nobody has talked for longest. NULL: there is none. */
 static struct channel *channel_get(const char *name) {
-    struct channel *ch = s.channels, *end = ch + CHANNELS_MAX, *place = NULL;
-    for (; ch < end && ch->log.ring && strcmp(ch->name, name) != 0; ch++)
+    struct channel *ch = channel_find(name), *place = NULL;
+    if (ch->log.ring) return ch;
+    for (ch = s.channels; ch < s.channels + CHANNELS_MAX; ch++)
         if (!ch->clients && (!place || ch->used < place->used)) place = ch;
-    if (ch < end) place = ch;
     if (!place || (!place->log.ring && !log_open(&place->log))) return NULL;
-    if (strcmp(place->name, name) != 0) {
-        *place = (struct channel){.log.ring = place->log.ring};
-        strcpy(place->name, name);
-    }
-    place->used = s.now;
+    *place = (struct channel){.log.ring = place->log.ring, .used = s.now + 1};
+    strcpy(place->name, name);
     return place;
 }
 
@@ -741,7 +750,7 @@ static bool channel_room(struct channel *ch, size_t size) {
     for (; log.head + FRAME_HEADER_MAX + size - log.tail > LOG_SIZE; count--)
         log.tail += frame_read(log_at(&log, log.tail), &m);
     if (!ch->cut_at && ch->low < log.tail) ch->cut_at = s.now + SLOW_TIME;
-    if (ch->cut_at) return false;
+    if (ch->cut_at) return false; /* until channel_flush finds all up to date */
     ch->log = log;
     ch->count = count;
     return true;
@@ -753,6 +762,7 @@ static void channel_append(struct channel *ch, struct message m) {
     log_append(&ch->log, header, frame_header(header, m.opcode, m.size));
     log_append(&ch->log, m.bytes, m.size);
     ch->count++;
+    ch->used = s.now;
     ch->dirty = s.dirty = true;
 }
 
@@ -786,7 +796,7 @@ static void channel_append(struct channel *ch, struct message m) {
 enum { DATA = 1, STATUS, LEAVE };
 enum { SETTLED = 1, LACKS = 2, WAITS = 4 };
 #define DATA_MAX  1152 /* so that an MTU of 1,280 never cuts it in two */
-#define WINDOW    64   /* datagrams under way at most */
+#define WINDOW    64   /* with more than that under way, no message is taken */
 #define KEPT      8192 /* datagrams kept, of all senders */
 #define PEERS_MAX 36   /* senders known, also dead ones, and ourselves */
 
@@ -845,7 +855,7 @@ struct peer {
 
 /* fd          0: no UDP bus
  * to          the group, or a list of peers
- * off_machine its datagrams leave this machine
+ * far         its datagrams leave this machine
  * interface   its index, 0 if it is gone; one that is made anew has another
  * kept        a ring, in the order of coming and going; kept_end were put there
  * place       where in it, by peer and number % KEPT: see peer_kept
@@ -860,7 +870,7 @@ struct peer {
 static struct bus {
     int fd, to_count;
     struct sockaddr_in to[PEERS_MAX];
-    bool group, off_machine;
+    bool group, far;
     unsigned interface;
     uint8_t key[64];
     struct peer peers[PEERS_MAX];
@@ -898,12 +908,12 @@ static struct bus {
 #define RESEND_TIME 4     /* between two of the same DATA, at least */
 
 /* What went wrong, in one line in ten seconds at most. */
-static void bus_error(const char *what) {
+static void tell(const char *who, const char *what) {
     static int64_t next, count;
     count++;
     if (s.now < next) return;
     next = s.now + 10 * SECOND;
-    warnx("bus: %.200s (%jd so far)", what, count);
+    warnx("%s: %.200s (%jd so far)", who, what, count);
 }
 
 static struct peer *const self = bus.peers;
@@ -930,7 +940,7 @@ static void bus_transmit(const struct datagram *d, size_t size) {
     for (int i = 0; i < bus.to_count; i++) {
         const void *to = &bus.to[i];
         ssize_t n = sendto(bus.fd, d, size, 0, to, sizeof *bus.to);
-        if (n < 0 && errno != EAGAIN) bus_error(strerror(errno));
+        if (n < 0 && errno != EAGAIN) tell("bus", strerror(errno));
     }
 }
 
@@ -1020,12 +1030,13 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
 /* Gives a message from another instance to our clients; one that is not right
  * is dropped. False: "not now". */
 static bool bus_deliver(const char *name, struct message m) {
-    bool good = m.size <= MESSAGE_MAX && strlen(name) <= CHANNEL_NAME &&
-                utf8_valid(name, strlen(name)) &&
+    size_t n = strnlen(name, CHANNEL_NAME + 1);
+    bool good = m.size <= MESSAGE_MAX && n <= CHANNEL_NAME &&
+                utf8_valid(name, n) &&
                 (m.opcode == BINARY ||
                  (m.opcode == TEXT && utf8_valid(m.bytes, m.size)));
     struct channel *ch = good ? channel_get(name) : NULL;
-    if (!ch) bus_error(good ? "too many channels" : "not a message of ours");
+    if (!ch) tell("bus", good ? "too many channels" : "not a message of ours");
     if (ch && !channel_room(ch, m.size)) return false;
     if (ch) channel_append(ch, m);
     return true;
@@ -1046,7 +1057,7 @@ static bool peer_deliver(struct peer *p) {
         /* A broken message is read beyond its end, but not beyond this. */
         buffer_reserve(&p->in, FRAME_HEADER_MAX);
         const char *name = p->in.bytes;
-        size_t size = strnlen(name, p->in.size) + 1;
+        size_t size = strnlen(name, min(p->in.size, CHANNEL_NAME + 1)) + 1;
         size += frame_read((const uint8_t *)name + size, &m);
         if (m.size > MESSAGE_MAX) size = p->in.size; /* that is none of ours */
         if (size > p->in.size) break; /* its next piece has to come */
@@ -1067,6 +1078,7 @@ static bool peer_advance(struct peer *p) {
         uint64_t message = k->d.message, known = p->message;
         if (message && known && message > known)
             warnx("lost %jd messages of peer %016jx", message - known, p->id);
+        if (message) p->in.size = 0; /* what it has begun, it does not end */
         if (message) p->message = message;
         /* A piece whose first one is lost is good for nothing. */
         if (message || p->in.size > 0)
@@ -1100,7 +1112,7 @@ static void bus_resend(struct kept *k) {
 static void bus_repair(const struct entry *e, const struct entry *end) {
     for (; e < end; e++) {
         struct peer *p = peer_get(e->id, false);
-        if (!p || p->alive) continue; /* ourselves never count as alive */
+        if (!p || (p != self && p->alive)) continue;
         for (uint64_t n = e->next; n < e->gap && n < e->next + WINDOW; n++)
             bus_resend(peer_kept(p, n));
     }
@@ -1140,10 +1152,10 @@ static void bus_heads_in(const struct peer *from, const struct entry *e,
 
 /* What a peer has of whom: `us` is what it has of us. */
 static void bus_status_in(const struct datagram *d, size_t size) {
-    struct peer *from = peer_get(d->sender, true);
     const struct entry *known = d->known, *us = known;
     const struct entry *end = known + (size - STATUS_HEADER) / sizeof *known;
     while (us < end && us->id != self->id) us++;
+    struct peer *from = peer_get(d->sender, true);
     if (known == end || known->id != d->sender || known->base == 0) return;
     /* It does not know us yet, or waits for our receipt. */
     if (us == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
@@ -1177,7 +1189,7 @@ static void bus_readable(void) {
         bool wrong = size < DATA_HEADER || size > (int)sizeof d || !d.sender;
         if (!wrong) hmac(bus.key, &d.kind, size - SHA1_SIZE, mac);
         for (int j = 0; j < SHA1_SIZE; j++) wrong |= mac[j] != d.mac[j];
-        if (wrong) bus_error("a datagram not of ours, or of another secret");
+        if (wrong) tell("bus", "a datagram not of ours, or of another secret");
         else if (d.kind != DATA) bus_status_in(&d, size);
         else if (p && p->base) bus_data_in(p, &d, size);
     }
@@ -1190,8 +1202,7 @@ static void bus_readable(void) {
 static bool peer_tick(struct peer *p) {
     bool missing = p->next < p->head && !peer_kept(p, p->next);
     bool alive = s.now - p->heard < ALIVE_TIME, same = alive == p->alive;
-    const char *what = alive ? "joined" : "left";
-    if (!same) warnx("peer %016jx %s", p->id, what);
+    if (!same) warnx("peer %016jx %s", p->id, alive ? "joined" : "left");
     p->alive = alive;
     p->settled &= alive;
     if (!missing || !same) p->taken = s.now;
@@ -1200,10 +1211,9 @@ static bool peer_tick(struct peer *p) {
         p->progress = s.now;
         p->stuck = false;
     }
-    p->stuck |= !alive;
     bool slow = s.now - p->progress >= ALIVE_TIME && s.now - p->heard < RECENT;
     if (!p->stuck && slow) warnx("peer %016jx makes no progress", p->id);
-    p->stuck |= slow;
+    p->stuck |= slow || !alive;
     return missing;
 }
 
@@ -1225,7 +1235,8 @@ static int64_t bus_tick(void) {
     bus.flags = missing ? LACKS : 0;
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
     if (bus.flags) bus.again_at = min(bus.again_at, s.now + bus.gap);
-    /* Is a STATUS due? */
+    /* Is a STATUS due? At status_at it is a receipt, and asks for nothing. It
+     * asks at again_at, ever more rarely; where there is hope, soon again. */
     int64_t due = min(bus.again_at, bus.status_at);
     bool again = s.now >= bus.again_at;
     if (s.now < due) return due;
@@ -1294,8 +1305,8 @@ static void bus_addresses(void) {
         memcpy(to, resolve(host, port, AF_INET)->ai_addr, sizeof *to);
         int first = ntohl(to->sin_addr.s_addr) >> 24;
         bus.group |= first >= 224 && first < 240;
-        bus.off_machine |=
-            bus.group ? strcmp(s.option['i'], "lo") != 0 : first != 127;
+        bus.far |= bus.group ? strcmp(s.option['i'], "lo") != 0 : first != 127;
+        if (bus.group && bus.to_count > 1) errx(MISUSE, "--bus: two, a group");
     }
 }
 
@@ -1307,17 +1318,17 @@ static void bus_open(void) {
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     bus.fd = must(fd, "socket");
     bus_addresses();
-    if (!secret && bus.off_machine)
+    if (!secret && bus.far)
         errx(MISUSE,
-             "the bus leaves this machine and needs a secret: (umask 077"
-             "; head -c 32 /dev/urandom | base64 > secret), -s secret");
+             "the bus leaves this machine and needs -s FILE: (umask 077; "
+             "head -c 32 /dev/urandom | base64 > FILE)");
     if (secret && strcmp(secret, "none")) bus_secret(secret);
     set_option(fd, SOL_SOCKET, SO_RCVBUF, 4 << 20);
     if (bus.group) {
         must(if_nametoindex(s.option['i']) ? 0 : -1, s.option['i']);
         set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1);
         set_option(fd, IPPROTO_IP, IP_MULTICAST_ALL, 0);
-        set_option(fd, IPPROTO_IP, IP_MULTICAST_TTL, bus.off_machine);
+        set_option(fd, IPPROTO_IP, IP_MULTICAST_TTL, bus.far);
         bus_join();
     }
     struct sockaddr_in *to = bus.to, *any = to + bus.to_count;
@@ -1343,7 +1354,7 @@ static void bus_open(void) {
  * gets no history.
  */
 #define NATS_MAX    (1 << 20) /* of a line, and of what is behind it */
-#define NATS_UNSENT (4 << 20) /* then what is posted is dropped */
+#define NATS_UNSENT (4 << 20) /* then posts are dropped until it is out */
 
 /* client      the connection to the NATS server, NULL: there is none
  * addresses   of the server, NULL: NATS is not our bus; at: the next to try
@@ -1367,7 +1378,7 @@ static void nats_open(char *url) {
     user[at ? at - user : 0] = '\0';
     char *password = user + strcspn(user, ":");
     if (*password) *password++ = '\0';
-    if (!percent_decode(user, false) || !percent_decode(password, false))
+    if (!url_decode(user, false) || !url_decode(password, false))
         errx(MISUSE, "--bus: a bad %%XX");
     if (port) *port++ = '\0';
     nats.addresses = resolve(host, port ? port : "4222", AF_UNSPEC);
@@ -1395,7 +1406,7 @@ static void nats_connect(void) {
 static void nats_post(const char *name, struct message m) {
     struct client *c = nats.client;
     bool ready = c && !c->dead && c->joined && c->out.size <= NATS_UNSENT;
-    if (!ready) bus_error("NATS does not take it, a message is dropped");
+    if (!ready) tell("bus", "NATS does not take it, a message is dropped");
     if (!ready) return;
     buffer_print(&c->out, "PUB chat.%s", m.opcode == TEXT ? "text" : "binary");
     if (*name) buffer_add(&c->out, ".", 1);
@@ -1415,7 +1426,7 @@ static void nats_line(struct client *c, char *line) {
     } else if (*line == '-') { /* an error; no byte of it rules a terminal */
         for (char *at = line; *at; at++)
             if (*at < ' ' || *at > '~') *at = '?';
-        bus_error(line);
+        tell("bus", line);
     }
 }
 
@@ -1438,7 +1449,7 @@ static bool nats_step(struct client *c, struct buffer *in) {
         sscanf(line, "MSG chat.%7[^. ].%255[^ ]", kind, name);
         if (!strcmp(kind, "text")) m.opcode = TEXT;
         if (!strcmp(kind, "binary")) m.opcode = BINARY;
-        if (!percent_decode(name, false)) m.opcode = 0;
+        if (!url_decode(name, false)) m.opcode = 0;
         c->waiting = !bus_deliver(name, m);
         if (c->waiting) return false;
     } else nats_line(c, line);
@@ -1536,11 +1547,10 @@ static bool request_line(struct request *r, char *line) {
     while (target && r->count < FIELDS_MAX) { /* if full, no header follows */
         char *value = strsep(&target, "&"), *name = strsep(&value, "=");
         if (!value) value = strchr(name, '\0');
-        if (!percent_decode(name, true) || !percent_decode(value, true))
-            return false;
+        if (!url_decode(name, true) || !url_decode(value, true)) return false;
         r->fields[r->count++] = (struct field){true, name, value};
     }
-    return *r->path == '/' && percent_decode(r->path, false);
+    return *r->path == '/' && url_decode(r->path, false);
 }
 
 /* Cuts off the scheme's default port: "https://a:443" is "https://a". Done once
@@ -1662,7 +1672,8 @@ static struct channel *request_channel(struct request *r, bool talks) {
     if (origin) own = origin_allowed(r, origin);
     if (!name) name = "";
     bool good = strlen(name) <= CHANNEL_NAME && utf8_valid(name, strlen(name));
-    struct channel *ch = good && (own || !talks) ? channel_get(name) : NULL;
+    struct channel *ch = good && !talks ? channel_find(name) : NULL;
+    if (good && talks && own) ch = channel_get(name); /* to read makes none */
     if (talks && !own) respond(r, "403 Forbidden", "origin not allowed\n");
     else if (!good) respond(r, BAD, "a channel is UTF-8, 64 bytes at most\n");
     else if (!ch) respond(r, BUSY, "too many channels\n");
@@ -1929,7 +1940,11 @@ static void websocket_message(struct client *c, struct message m) {
     }
 }
 
-/* Handles a frame, if all of it is here. Returns whether to go on. */
+/* Handles a frame, if all of it is here. Returns whether to go on.
+ *
+ *   in:  the message so far | handled | the frame, what is behind it |
+ *        0                done      read                          size
+ */
 static bool websocket_step(struct client *c, struct buffer *in) {
     char *at = in->bytes + c->read, *out = in->bytes + c->done;
     size_t left = in->size - c->read;
@@ -2012,6 +2027,8 @@ static void client_process(struct client *c) {
         else more = client_request(c, in);
     }
     if (c->closing) in->size = c->read = c->done = 0;
+    /* Cuts out what is handled, between done and read. What is left in the
+     * server's buffer becomes the client's own. */
     size_t left = in->size - c->read;
     memmove(in->bytes + c->done, in->bytes + c->read, left);
     c->read = c->done;
@@ -2093,7 +2110,7 @@ static void server_accept(void) {
         fd = accept4(s.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) client_add(fd, HTTP);
     }
-    if (errno != EAGAIN) warnx("accept: %s", strerror(errno));
+    if (errno != EAGAIN) tell("accept", strerror(errno));
     s.accept_due = false;
 }
 
@@ -2104,9 +2121,9 @@ static void server_reap(void) {
         s.dead = c->next;
         s.held -= c->held;
         s.clients[c->fd] = NULL;
-        s.connections -= c->protocol != NATS;
+        s.connected -= c->protocol != NATS;
         if (c->joined) warnx("lost %s", s.option['b']);
-        else if (c->protocol == NATS) bus_error("cannot join the NATS server");
+        else if (c->protocol == NATS) tell("bus", "cannot join NATS");
         if (c->protocol == NATS) nats.client = NULL;
         SSL_free(c->tls);
         close(c->fd);
@@ -2159,8 +2176,7 @@ static void server_run(void) {
     static struct epoll_event events[1024]; /* as many as talk at once */
     /* The clock begins at 1 ms, as 0 means "never" or "not set". */
     int64_t start = clock_us(CLOCK_MONOTONIC) - 1000, next = 0;
-    while (!s.stop_at ||
-           (s.now < s.stop_at && (s.connections || !bus_room(0)))) {
+    while (!s.stop_at || (s.now < s.stop_at && (s.connected || !bus_room(0)))) {
         int n = epoll_wait(s.epoll, events, 1024, next - s.now);
         int number = __atomic_exchange_n(&signaled, 0, __ATOMIC_RELAXED);
         s.now = (clock_us(CLOCK_MONOTONIC) - start) / 1000;
@@ -2268,7 +2284,8 @@ static void server_listen(void) {
           s.option['b'], group ? " on " : "", group ? s.option['i'] : "");
 }
 
-/* Something to read there wakes us. */
+/* Something to read there wakes us; EPOLLET: only when more has come, so that
+ * who waits while no descriptor is left does not wake us again and again. */
 static void server_watch(int fd, uint32_t events) {
     struct epoll_event event = {.events = events, .data.fd = fd};
     must(epoll_ctl(s.epoll, EPOLL_CTL_ADD, fd, &event), "epoll_ctl");

@@ -149,17 +149,12 @@ async function open(url, { clock, before, ...options } = {}) {
   return page
 }
 
-const close = page => page.context().close()
-
 // One case with a page of its own, in a channel of a server.
 const visit = (name, server, channel, run, options) => test(name, async () => {
   const page = await open(server.url + query(channel), options)
-  try {
-    await run(page)
-  } finally {
-    page.leaving = true
-    await close(page)
-  }
+  await run(page)
+  page.leaving = true
+  await page.context().close()
 })
 
 const says = words => page => page.waitForFunction(words =>
@@ -200,4 +195,4 @@ async function run(cases) {
 }
 
 module.exports = { assert, test, visit, until, new_bus, start, stop, query, post, ws_open,
-  start_proxy, open, close, connected, disconnected, messages, notes, waiting, shows, type, run }
+  start_proxy, open, connected, disconnected, messages, notes, waiting, shows, type, run }

@@ -92,8 +92,8 @@ static void fuzz_text(const uint8_t *data, size_t size) {
     b.size = 0;
     buffer_escape(&b, text, strlen(text), URL, "%%%02X");
     buffer_add(&b, "", 1);
-    CHECK(percent_decode(b.bytes, true) && !strcmp(b.bytes, text));
-    percent_decode(text, false);
+    CHECK(url_decode(b.bytes, true) && !strcmp(b.bytes, text));
+    url_decode(text, false);
     if (range_parse(text, 1000, &from, &to) == 1)
         CHECK(0 <= from && from < to && to <= 1000);
     buffer_clear(&b);
@@ -222,7 +222,7 @@ static ssize_t converse(const uint8_t *bytes, size_t size, size_t cut,
     for (int i = 0; i < CHANNELS_MAX && s.channels[i].log.head; i++)
         buffer_add(logs, s.channels[i].log.ring, s.channels[i].log.head);
     close(far);
-    while (s.connections || nats.client) rounds(1);
+    while (s.connected || nats.client) rounds(1);
     return protocol == NATS ? 0 : n;
 }
 
@@ -280,7 +280,7 @@ static void fuzz_chat(const uint8_t *data, size_t size) {
         rounds(1);
     }
     for (int i = 0; i < 3; i++) close(fds[i]);
-    while (s.connections) rounds(1);
+    while (s.connected) rounds(1);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
