@@ -1053,7 +1053,7 @@ static bool peer_deliver(struct peer *p) {
     struct message m;
     while (p->in.size > 0) {
         /* A broken message is read beyond its end, but not beyond this. */
-        buffer_reserve(&p->in, FRAME_HEADER_MAX);
+        buffer_reserve(&p->in, CHANNEL_NAME + FRAME_HEADER_MAX);
         const char *name = p->in.bytes;
         size_t size = strnlen(name, min(p->in.size, CHANNEL_NAME + 1)) + 1;
         size += frame_read((const uint8_t *)name + size, &m);
