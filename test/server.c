@@ -1103,6 +1103,7 @@ static void limits_part(void) {
         expect_status(s.port, target, 200);
     }
     expect_file(s.port, "/messages?channel=i100", "=[\"100\"]");
+    expect_file(s.port, "/messages?channel=i299", "=[\"299\"]");
     expect_file(s.port, "/messages?channel=i0", "=[]");
     finish_stop(&s);
 }
