@@ -1074,7 +1074,7 @@ static bool peer_advance(struct peer *p) {
         const struct kept *k = peer_kept(p, p->next);
         if (!k) return true;
         uint64_t message = k->d.message, known = p->message;
-        if (message && known && message > known)
+        if (known && message > known)
             warnx("lost %jd messages of peer %016jx", message - known, p->id);
         if (message) p->in.size = 0; /* what it has begun, it does not end */
         if (message) p->message = message;
@@ -1152,8 +1152,8 @@ static void bus_heads_in(const struct peer *from, const struct entry *e,
 static void bus_status_in(const struct datagram *d, size_t size) {
     const struct entry *known = d->known, *us = known;
     const struct entry *end = known + (size - STATUS_HEADER) / sizeof *known;
-    while (us < end && us->id != self->id) us++;
     struct peer *from = peer_get(d->sender, true);
+    while (us < end && us->id != self->id) us++;
     if (known == end || known->id != d->sender || known->base == 0) return;
     /* It does not know us yet, or waits for our receipt. */
     if (us == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
