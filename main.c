@@ -16,7 +16,7 @@
  * it: client_read, client_process, websocket_step, websocket_message,
  * server_post; from there into the log (channel_append) and onto the bus
  * (bus_post); at the round's end channel_flush and bus_flush. At the others:
- * bus_readable, bus_data_in, peer_advance, peer_deliver, bus_deliver,
+ * bus_readable, bus_data_in, peer_advance, peer_deliver, channel_deliver,
  * channel_append, channel_flush. (To follow it: 3, 6, 9, 14, 18, 19, then 8.)
  *
  *   1  Limits               8  Clients                15  HTTP: the request
@@ -503,6 +503,15 @@ static struct server {
     struct buffer input;
 } s;
 
+/* What went wrong, in one line in ten seconds at most. */
+static void tell(const char *who, const char *what) {
+    static int64_t next, count;
+    count++;
+    if (s.now < next) return;
+    next = s.now + 10 * SECOND;
+    warnx("%s: %.200s (%jd so far)", who, what, count);
+}
+
 /* ---- 7. TLS (skip at first) ---------------------------------------------
  * For https and wss (make TLS=1), by OpenSSL. After EAGAIN, it must be given
  * the same bytes again (more may follow). It is, because a cursor only moves
@@ -619,11 +628,11 @@ static void client_watch(struct client *c) {
     bool full = c->out.size > 0 && c->protocol != NATS;
     bool read = c->shut || !(full || c->closing || c->waiting);
     event.events |= (read ? EPOLLIN : 0) | (c->blocked ? EPOLLOUT : 0);
+    s.waiting |= c->waiting;
     if (c->held == 0) c->since = s.now;
     s.held -= c->held;
     c->held = c->in.capacity + c->out.capacity;
     s.held += c->held;
-    s.waiting |= c->waiting;
     if (c->dead || event.events == c->interest) return;
     c->interest = event.events;
     if (epoll_ctl(s.epoll, act, c->fd, &event)) client_drop(c);
@@ -764,6 +773,21 @@ static void channel_append(struct channel *ch, struct message m) {
     ch->dirty = s.dirty = true;
 }
 
+/* Gives a message from another instance to our clients; one that is not right
+ * is dropped. False: "not now". */
+static bool channel_deliver(const char *name, struct message m) {
+    size_t n = strnlen(name, CHANNEL_NAME + 1);
+    bool good = m.size <= MESSAGE_MAX && n <= CHANNEL_NAME &&
+                utf8_valid(name, n) &&
+                (m.opcode == BINARY ||
+                 (m.opcode == TEXT && utf8_valid(m.bytes, m.size)));
+    struct channel *ch = good ? channel_get(name) : NULL;
+    if (!ch) tell("bus", good ? "too many channels" : "not a message of ours");
+    if (ch && !channel_room(ch, m.size)) return false;
+    if (ch) channel_append(ch, m);
+    return true;
+}
+
 /* ---- 10. The bus: its data -----------------------------------------------
  * UDP: datagrams get lost, come twice or in another order. DATA carries our
  * stream of messages, STATUS tells what we have of whom.
@@ -837,8 +861,8 @@ struct kept {
  * message     the number of its message that comes next; 0: we do not know
  * status      the number of its latest STATUS
  * heard       when it last said something, ...
- * progress    ... got on with our stream, or had all of it, ...
- * taken       ... and when we got on with its stream, or had all of it
+ * acked_at    ... got on with our stream, or had all of it, ...
+ * next_at     ... and when we got on with its stream, or had all of it
  * settled     it is alive, and no newcomer any more
  * stuck       it is new, or dead, or makes no progress: nobody waits for
  *             it, until it has everything
@@ -846,7 +870,7 @@ struct kept {
  */
 struct peer {
     uint64_t id, base, next, head, acked, message, status;
-    int64_t heard, progress, taken;
+    int64_t heard, acked_at, next_at;
     bool alive, settled, stuck;
     struct buffer in;
 };
@@ -904,15 +928,6 @@ static struct bus {
 #define BEAT_FIRST  20    /* after the last DATA, doubling to a second */
 #define ASK_MAX     400   /* between two STATUS that ask for something */
 #define RESEND_TIME 4     /* between two of the same DATA, at least */
-
-/* What went wrong, in one line in ten seconds at most. */
-static void tell(const char *who, const char *what) {
-    static int64_t next, count;
-    count++;
-    if (s.now < next) return;
-    next = s.now + 10 * SECOND;
-    warnx("%s: %.200s (%jd so far)", who, what, count);
-}
 
 static struct peer *const self = bus.peers;
 static struct peer *const peers_end = bus.peers + PEERS_MAX;
@@ -1025,26 +1040,11 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
     bus_send(&d, (char *)e - (char *)&d);
 }
 
-/* Gives a message from another instance to our clients; one that is not right
- * is dropped. False: "not now". */
-static bool bus_deliver(const char *name, struct message m) {
-    size_t n = strnlen(name, CHANNEL_NAME + 1);
-    bool good = m.size <= MESSAGE_MAX && n <= CHANNEL_NAME &&
-                utf8_valid(name, n) &&
-                (m.opcode == BINARY ||
-                 (m.opcode == TEXT && utf8_valid(m.bytes, m.size)));
-    struct channel *ch = good ? channel_get(name) : NULL;
-    if (!ch) tell("bus", good ? "too many channels" : "not a message of ours");
-    if (ch && !channel_room(ch, m.size)) return false;
-    if (ch) channel_append(ch, m);
-    return true;
-}
-
 /* Goes on at `next`: what is missing before is given up, or we begin there. */
 static void peer_skip(struct peer *p, uint64_t next) {
     p->next = next;
     if (!p->base) p->base = next;
-    p->taken = s.now;
+    p->next_at = s.now;
     p->in.size = 0; /* pieces of a message that is lost */
 }
 
@@ -1059,7 +1059,7 @@ static bool peer_deliver(struct peer *p) {
         size += frame_read((const uint8_t *)name + size, &m);
         if (m.size > MESSAGE_MAX) size = p->in.size; /* that is none of ours */
         if (size > p->in.size) break; /* its next piece has to come */
-        if (!bus_deliver(name, m)) return false;
+        if (!channel_deliver(name, m)) return false;
         p->in.size -= size;
         memmove(p->in.bytes, p->in.bytes + size, p->in.size);
         p->message++;
@@ -1081,7 +1081,7 @@ static bool peer_advance(struct peer *p) {
         /* A piece whose first one is lost is good for nothing. */
         if (message || p->in.size > 0)
             buffer_add(&p->in, k->d.bytes, k->size - DATA_HEADER);
-        p->taken = s.now;
+        p->next_at = s.now;
         /* The sender waits for our receipt at the end of its window. */
         if (++p->next % (WINDOW / 4) == 0) bus.status_at = s.now;
     }
@@ -1166,7 +1166,7 @@ static void bus_status_in(const struct datagram *d, size_t size) {
     from->settled = d->flags & SETTLED;
     if (us < end && us->next > from->acked && us->next <= self->next) {
         from->acked = us->next;
-        from->progress = s.now;
+        from->acked_at = s.now;
     }
     bus_heads_in(from, known, end);
     if (d->flags & LACKS && from->settled) bus_repair(known, end);
@@ -1198,18 +1198,20 @@ static void bus_readable(void) {
 /* Does it live, is it stuck? Gives up what nobody sends any more. Returns
  * whether something is missing. */
 static bool peer_tick(struct peer *p) {
-    bool missing = p->next < p->head && !peer_kept(p, p->next);
     bool alive = s.now - p->heard < ALIVE_TIME, same = alive == p->alive;
     if (!same) warnx("peer %016jx %s", p->id, alive ? "joined" : "left");
     p->alive = alive;
     p->settled &= alive;
-    if (!missing || !same) p->taken = s.now;
-    if (s.now - p->taken >= GIVE_UP) peer_skip(p, peer_gap(p));
+    /* Do we get on with its stream? */
+    bool missing = p->next < p->head && !peer_kept(p, p->next);
+    if (!missing || !same) p->next_at = s.now;
+    if (s.now - p->next_at >= GIVE_UP) peer_skip(p, peer_gap(p));
+    /* Does it get on with ours? */
     if (p->acked >= self->next) {
-        p->progress = s.now;
+        p->acked_at = s.now;
         p->stuck = false;
     }
-    bool slow = s.now - p->progress >= ALIVE_TIME && s.now - p->heard < RECENT;
+    bool slow = s.now - p->acked_at >= ALIVE_TIME && s.now - p->heard < RECENT;
     if (!p->stuck && slow) warnx("peer %016jx makes no progress", p->id);
     p->stuck |= slow || !alive;
     return missing;
@@ -1448,7 +1450,7 @@ static bool nats_step(struct client *c, struct buffer *in) {
         if (!strcmp(kind, "text")) m.opcode = TEXT;
         if (!strcmp(kind, "binary")) m.opcode = BINARY;
         if (!url_decode(name, false)) m.opcode = 0;
-        c->waiting = !bus_deliver(name, m);
+        c->waiting = !channel_deliver(name, m);
         if (c->waiting) return false;
     } else nats_line(c, line);
     c->read += whole;

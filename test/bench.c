@@ -467,8 +467,12 @@ static void run(const struct measure *m, int server, int round) {
     if (status) errx(1, "FAILED: %s: %s", servers[server].name, m->titles[0]);
 }
 
-static double median(int measure, int value, int server) {
-    double *all = figures[measure][value][server];
+/* Of a server's figures in all rounds; `by`: of the chat's divided by them, a
+ * round at a time, since within one the machine changes least. */
+static double median(int measure, int value, int server, bool by) {
+    double(*of)[ROUNDS_MAX] = figures[measure][value], all[ROUNDS_MAX];
+    for (int i = 0; i < rounds; i++)
+        all[i] = by ? of[0][i] / of[server][i] : of[server][i];
     qsort(all, (size_t)rounds, sizeof *all, compare);
     return (all[(rounds - 1) / 2] + all[rounds / 2]) / 2;
 }
@@ -488,15 +492,16 @@ static void table_lines(int k) {
     for (int v = 0; v < VALUES && measures[k].titles[v]; v++) {
         printf("| %s |", measures[k].titles[v]);
         for (int s = 0; s < server_count; s++) {
-            double other = median(k, v, s), *all = figures[k][v][s];
+            double other = median(k, v, s, false);
             if (other == 0) { /* it did not take part */
                 printf(" - |");
                 continue;
             }
             printf(s ? " %s (%s) |" : " %s |", human(other),
-                   human(median(k, v, 0) / other));
-            fprintf(stderr, "%s %s to %s; ", servers[s].name, human(all[0]),
-                    human(all[rounds - 1]));
+                   human(median(k, v, s, true)));
+            fprintf(stderr, "%s ", servers[s].name);
+            for (int i = 0; i < rounds; i++)
+                fprintf(stderr, "%s ", human(figures[k][v][s][i]));
         }
         printf("\n");
     }
@@ -506,7 +511,7 @@ static void table_head(void) {
     must(system("echo $(sed -n '0,/^model name/s/^model name.*: //p' "
                 "/proc/cpuinfo), $(nproc) cores, Linux $(uname -r),"
                 " $(date +%F)."), "system");
-    printf("Medians of %d rounds; in brackets, the chat's figure divided by "
+    printf("Medians of %d rounds; in brackets, of the chat's figure divided by "
            "this one.\n\n| deliveries a CPU second, and other figures |",
            rounds);
     for (int s = 0; s < server_count; s++) printf(" %s |", servers[s].name);
@@ -541,7 +546,7 @@ static void plot(FILE *out) {
         fprintf(out, "<text x=\"16\" y=\"%d\">%s</text>\n", y,
                 measures[k].titles[0]);
         for (int s = 0; s < server_count; s++) {
-            double ratio = median(k, 0, s) / median(k, 0, FLOOR);
+            double ratio = median(k, 0, FLOOR, true) / median(k, 0, s, true);
             int width = ratio > 1.16 ? 560 : 1 + (int)(ratio * 480);
             if (s == FLOOR) continue;
             y += 15;
@@ -590,6 +595,6 @@ int main(int argc, char **argv) {
         }
         table_lines(k);
     }
-    if (svg && median(0, 0, FLOOR) > 0) plot(svg);
+    if (svg && median(0, 0, FLOOR, false) > 0) plot(svg);
     return 0;
 }
