@@ -941,6 +941,7 @@ static struct peer *peer_get(uint64_t id, bool make) {
             place = p;
     if (p < peers_end && p->id == id) return p;
     if (p < peers_end) place = p;
+    if (make && !place) tell("bus", "too many instances");
     if (!make || !place) return NULL;
     buffer_clear(&place->in);
     *place = (struct peer){.id = id, .stuck = true};
@@ -969,8 +970,7 @@ static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
 
 /* Datagram `number` of a sender, NULL if it is not in the ring. */
 static struct kept *peer_kept(const struct peer *p, uint64_t number) {
-    size_t place = bus.place[p - self][number % KEPT];
-    struct kept *k = &bus.kept[place];
+    struct kept *k = &bus.kept[bus.place[p - self][number % KEPT]];
     return k->d.sender == p->id && k->d.number == number ? k : NULL;
 }
 

@@ -414,6 +414,12 @@ static void bus_newcomers(void) {
     sent_count = 0;
     status(STATUS, LACKS, 9, KNOWN({ 11, 1, 1, 1 }, { 2, 1, 1, 1 }));
     ok(sent_count == 0, "who is not the eldest does not");
+    start(9);
+    s.now = 999 * SECOND; /* it has not told for long */
+    for (uint64_t id = 20; id < 20 + PEERS_MAX; id++, bus_tick())
+        SAYS(1, KNOWN({ id, 1, 1, 1 }, { 9, 1, 1, 1 }));
+    ok(strstr(said, "peer 0000000000000036 joined\n" /* 54 */) &&
+           strstr(said, "too many instances"), "one too many is told of");
 }
 
 /* ---- Faults ------------------------------------------------------------- */
