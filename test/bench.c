@@ -359,8 +359,8 @@ static void measure_joins(struct server *s, struct scenario sc, double *v) {
     v[1] = (own_memory(s) - memory) / sc.clients;
 }
 
-/* Messages a second, on the clock, from a client of one instance to one of
- * another. */
+/* Messages a second, on the clock, of a client of one instance and one of
+ * another, to both. */
 static void measure_bus(struct server *s, struct scenario sc, double *v) {
     struct load *l = load_connect(sc, s[0].port, s[1].port);
     load_talk(l, WARM_UP);
@@ -415,8 +415,8 @@ static const struct measure {
     { "joins", measure_joins, 0, { 2000, 0, 1, 32, "/", 0 },
       { "handshakes a CPU second", "an idle client, bytes of memory",
         "the idle process, MiB of memory" } },
-    { "bus", measure_bus, 2, { 2, 1, 1024, 32, "/", 0 },
-      { "from instance to instance, messages a second" } },
+    { "bus", measure_bus, 2, { 2, 2, 1024, 32, "/", 0 },
+      { "messages a second between two instances" } },
     { "channels", measure_channels, 1, { 10000, 1, 4, 32, "/?channel=big", 0 },
       { "a small channel beside 10,000 in motion: p50, ms",
         "the same: p99, ms" } },

@@ -457,7 +457,7 @@ def forged(key, recorded, victims, stranger=True):
     return signed(key, bytes(body[:random.choice((1500, 1500, random.randrange(1200)))]))
 
 def case_hostile():
-    """100,000 hostile datagrams: no crash, no memory, without the key no effect"""
+    """200,000 hostile datagrams: no crash, no memory, without the key no effect"""
     with BusLab(expect=ERROR + LOST + STUCK) as lab:
         spy = Spy(lab)
 
@@ -478,25 +478,28 @@ def case_hostile():
         victims = sorted({d[24:32] for d in latest})
         for client in clients:
             lab.talk(client, 100, now() + 3)
-        attack(60000, unsigned, recorded)
+        attack(120000, unsigned, recorded)
         lab.talks()
         lab.everything(clients)
         for client in clients:
             check(client.host.peers() == 1 and not client.others, "a stranger was heard")
             client.host.says(ERROR[1:], 0)
-        attack(30000, forged, spy.key, recorded, victims)
+        attack(60000, forged, spy.key, recorded, victims)
         joined = min(host.said().count(" joined") for host in lab.hosts)
         check(joined > 30, f"only {joined} strangers joined")
         exchange(lab, clients, 100, 30)
-        attack(10000, forged, spy.key, recorded, victims, False)
+        attack(20000, forged, spy.key, recorded, victims, False)
         for host in lab.hosts:                          # these are in their own names: that may
             host.get()                                  # break the bus, but nothing else
         peak = max(host.memory("VmHWM") for host in lab.hosts)
         check(peak < 64, f"one instance took {peak:.0f} MB")
         for host in lab.hosts:
+            with host:                                  # the last column: what found no room
+                lost = int(run("awk", "{ n += $NF } END { print n }", "/proc/net/udp"))
+            check(lost < spy.spoken / 2, f"of {spy.spoken} datagrams it read all but {lost}")
             host.stop()
         lab.begin(100)
-        return f"{joined} strangers joined, at most {peak:.1f} MB"
+        return f"{joined} strangers joined, at most {peak:.1f} MB, {lost} not read"
 
 # --- what it costs -------------------------------------------------------------------------------
 
@@ -516,14 +519,16 @@ def measure(rule):
         return (lab.sent() - before) / (len(one.sent_at) - 1), p99, own
 
 def case_figures():
-    """200 messages/s: datagrams a message, and what 30 % loss adds to them and to p99"""
-    each = measure("accept")[0]
-    check(each <= 1.3, f"{each:.2f} datagrams a message without loss")
-    for attempt in range(3):                            # other work may be in the way of p99
-        lossy, p99, own = measure(LOSS % 30)
-        if lossy <= 3.5 and p99 <= 300 + 2 * own:
-            return f"{each:.2f}; at 30 % loss {lossy:.2f} and {p99:.0f} ms"
-    raise Failure(f"at 30 % loss {lossy:.2f} datagrams a message, p99 {p99:.0f} ms")
+    """200 messages/s at 0, 1 and 30 % loss: datagrams a message, and p99"""
+    figures = []
+    for loss, most, latest in (0, 1.2, 10), (1, 1.25, 15), (30, 3, 150):
+        for attempt in range(3):                        # other work may be in the way
+            each, p99, own = measure(LOSS % loss)
+            if good := each <= most and p99 <= latest * SLOWER + 2 * own:
+                break
+        figures.append(f"{each:.2f} and {p99:.0f} ms at {loss} %")
+        check(good, lambda: f"too much: {figures[-1]}")
+    return "; ".join(figures)
 
 def case_idle():
     """150,000 messages flat out take little memory; then two datagrams a second and no CPU time"""
