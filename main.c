@@ -16,7 +16,7 @@
  * it: client_read, client_process, websocket_step, websocket_message,
  * server_post; from there into the log (channel_append) and onto the bus
  * (bus_post); at the round's end channel_flush and bus_flush. At the others:
- * bus_readable, bus_data_in, peer_advance, peer_deliver, channel_deliver,
+ * bus_readable, bus_data_in, peer_take, peer_deliver, channel_deliver,
  * channel_append, channel_flush. (To follow it: 3, 6, 9, 14, 18, 19, then 8.)
  *
  *   1  Limits               8  Clients                15  HTTP: the request
@@ -886,8 +886,8 @@ struct peer {
  * posted      the number of the message that is posted next
  * status_at   when a STATUS is due in any case
  * flags       LACKS and WAITS, if we have to ask the others for something
- * again_at    when one is due because we ask, or because we have sent DATA
- * gap         from again_at to the next again_at: it doubles, up to a second
+ * ask_at    when one is due because we ask, or because we have sent DATA
+ * pause       from ask_at to the next ask_at: it doubles, up to a second
  */
 static struct bus {
     int fd, to_count;
@@ -902,7 +902,7 @@ static struct bus {
     struct buffer out;
     uint64_t posted;
     uint8_t flags;
-    int64_t status_at, again_at, gap;
+    int64_t status_at, ask_at, pause;
 } bus;
 
 /* ---- 11. The bus at work (read it last) ---------------------------------
@@ -992,8 +992,8 @@ static void bus_flush(void) {
         bus_send(&d, DATA_HEADER + n);
         d.message = 0;           /* if there are more, they are pieces */
         if (bus.flags) continue; /* a STATUS is due soon anyway */
-        bus.gap = BEAT_FIRST;
-        bus.again_at = s.now + BEAT_FIRST;
+        bus.pause = BEAT_FIRST;
+        bus.ask_at = s.now + BEAT_FIRST;
     }
     self->message = bus.posted;
     bus.out.size = 0;
@@ -1069,7 +1069,7 @@ static bool peer_deliver(struct peer *p) {
 
 /* Takes in what comes next of a sender's stream, as long as it is here. False:
  * a channel has no room, and the rest stays in the ring until it has. */
-static bool peer_advance(struct peer *p) {
+static bool peer_take(struct peer *p) {
     while (peer_deliver(p)) {
         const struct kept *k = peer_kept(p, p->next);
         if (!k) return true;
@@ -1095,9 +1095,9 @@ static void bus_data_in(struct peer *p, const struct datagram *d, size_t size) {
     if (k || d->number < p->next || d->number >= p->next + WINDOW) return;
     bus_keep(p, d, size);
     if (p->alive) p->heard = s.now;
-    peer_advance(p);
+    peer_take(p);
     /* It gets on, so ask soon; at random, so that not all ask at once. */
-    if (p->next < p->head) bus.gap = 2 + random() % 4;
+    if (p->next < p->head) bus.pause = 2 + random() % 4;
 }
 
 static void bus_resend(struct kept *k) {
@@ -1142,7 +1142,7 @@ static void bus_heads_in(const struct peer *from, const struct entry *e,
         struct peer *p = e->base ? peer_get(e->id, adopt) : NULL;
         if (!p || p == self || !(p->base || adopt)) continue;
         if (p != from && p->alive && s.settled) continue;
-        if (e->next > p->head) bus.gap = 2 + random() % 4; /* there is more */
+        if (e->next > p->head) bus.pause = 2 + random() % 4; /* there is more */
         if (e->next > p->head) p->head = e->next;
         if (e->base > p->next) peer_skip(p, e->base);
     }
@@ -1192,7 +1192,7 @@ static void bus_readable(void) {
         else if (p && p->base) bus_data_in(p, &d, size);
     }
     /* There is more, and what we lack may be in it: this is no time to ask. */
-    bus.again_at = s.now + bus.gap;
+    bus.ask_at = s.now + bus.pause;
 }
 
 /* Does it live, is it stuck? Gives up what nobody sends any more. Returns
@@ -1221,7 +1221,7 @@ static bool peer_tick(struct peer *p) {
 static int64_t bus_tick(void) {
     bool missing = false, met = false;
     for (struct peer *p = self + 1; p < peers_end && p->id; p++) {
-        if (!peer_advance(p)) s.waiting = true;
+        if (!peer_take(p)) s.waiting = true;
         missing |= peer_tick(p);
         met |= p->settled;
     }
@@ -1234,15 +1234,15 @@ static int64_t bus_tick(void) {
     /* Have we to ask for something? */
     bus.flags = missing ? LACKS : 0;
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
-    if (bus.flags) bus.again_at = min(bus.again_at, s.now + bus.gap);
+    if (bus.flags) bus.ask_at = min(bus.ask_at, s.now + bus.pause);
     /* Is a STATUS due? At status_at it is a receipt, and asks for nothing. It
-     * asks at again_at, ever more rarely; where there is hope, soon again. */
-    int64_t due = min(bus.again_at, bus.status_at);
-    bool again = s.now >= bus.again_at;
+     * asks at ask_at, ever more rarely; where there is hope, soon again. */
+    int64_t due = min(bus.ask_at, bus.status_at);
+    bool again = s.now >= bus.ask_at;
     if (s.now < due) return due;
     bus_send_status(STATUS, again ? bus.flags : 0);
-    if (again) bus.gap = min(bus.gap * 2, bus.flags ? ASK_MAX : SECOND);
-    if (again) bus.again_at = s.now + bus.gap;
+    if (again) bus.pause = min(bus.pause * 2, bus.flags ? ASK_MAX : SECOND);
+    if (again) bus.ask_at = s.now + bus.pause;
     bus.status_at = s.now + SECOND;
     return s.now; /* the next round finds out what is due then */
 }
@@ -1338,7 +1338,7 @@ static void bus_open(void) {
         if (to++ == any) must(-1, s.option['b']);
     self->id = clock_us(CLOCK_REALTIME) << 8 | getpid() % 256;
     self->base = self->next = self->message = bus.posted = 1;
-    bus.gap = BEAT_FIRST;
+    bus.pause = BEAT_FIRST;
     srandom(self->id);
 }
 

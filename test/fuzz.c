@@ -114,7 +114,7 @@ static void start(void) {
     bus.fd = ends[0];
     bus.peers[0] = (struct peer){.id = 100, .base = 1, .next = 1};
     bus.peers[0].message = bus.posted = bus.to_count = 1;
-    bus.kept_end = bus.status_at = bus.again_at = s.second_at = 0;
+    bus.kept_end = bus.status_at = bus.ask_at = s.second_at = 0;
     s.settled = s.now = 1;
 }
 
