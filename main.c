@@ -17,7 +17,7 @@
  * server_post; from there into the log (channel_append) and onto the bus
  * (bus_post); at the round's end channel_flush and bus_flush. At the others:
  * bus_readable, bus_data_in, peer_take, peer_deliver, channel_deliver,
- * channel_append, channel_flush. (To follow it: 3, 6, 9, 14, 18, 19, then 8.)
+ * channel_append, channel_flush. (To follow it: 3, 5, 6, 8, 9, 14, 18, 19.)
  *
  *   1  Limits               8  Clients                15  HTTP: the request
  *   2  Tools                9  Channels               16  HTTP: the answers
@@ -239,8 +239,9 @@ struct log {
 };
 #define LOG_SIZE ((HISTORY + 65535UL) / 65536 * 65536) /* whole pages */
 
-/* The second mapping takes the place of the first one's other half, which has
- * no memory yet. False: no descriptor is left. */
+/* The first mapping is twice as long as the file, and its second half has
+ * nothing behind it yet: there the file is mapped once more. False: no
+ * descriptor is left. */
 static bool log_open(struct log *l) {
     int fd = memfd_create("log", MFD_CLOEXEC), use = PROT_READ | PROT_WRITE;
     if (fd < 0) return false;
@@ -421,8 +422,9 @@ static int close_code(const char *payload, size_t size) {
  */
 enum protocol { HTTP, WEBSOCKET, NATS };
 
-/* What we know of a connection; with all that belongs to it under 200 bytes.
- * The connection to a NATS server is one of these, too.
+/* What we know of a connection: under 200 bytes, while nothing is under way. A
+ * connection to a NATS server is one of these, too. (In the struct, what each
+ * round needs comes first.)
  *
  * fd, tls     its socket; tls NULL: plain TCP
  * interest    what epoll watches for us; 0: it does not know this client yet
@@ -432,14 +434,15 @@ enum protocol { HTTP, WEBSOCKET, NATS };
  * joined      NATS has let us in
  * opcode      of the message that is not complete yet; 0: there is none
  * next        the next client of the channel; or the next dead one
- * link        the pointer that points to this client, in the channel's list
+ * link        what points to this client: the channel's list, or the `next` of
+ *             the one before it
  * cursor      how far it was sent the log, or its file
  * boundary    the log up to here goes out before any private bytes, as a frame
  *             of it has begun to go out; of a file, its end. boundary >= cursor
  * out, sent   private bytes; so many of them are sent
  * in          [0, done) the message so far, [read, size) not looked at yet
  * held        the capacity of out and in, as counted in s.held
- * file        what is being sent to it (never 0), else 0 or -1
+ * file        what is being sent to it; 0: none
  * since       when it began to hold something, or made progress with it
  * deadline    see server_tend
  */
@@ -464,8 +467,9 @@ struct client {
 /* A channel without a ring was never used, and so are all behind it.
  *
  * count       of the messages in the log
- * low         no client's cursor is before this; exact after each flush
- * cut_at      0, or when slow readers are cut off, as the log is full
+ * low         no client was sent less than up to here; exact after each flush
+ * cut_at      not 0: the log is full, nobody may talk, and who is still behind
+ *             then is cut off
  * dirty       the log has something new
  * used        when somebody last talked
  */
@@ -618,10 +622,11 @@ static void client_cut(struct client *c, const char *why) {
     client_drop(c);
 }
 
-/* Tells epoll what we want to hear of a client, and counts its memory. We read
- * only when its private bytes are out, so that they cannot pile up (what is for
- * NATS may, up to NATS_UNSENT). epoll tells of errors in any case; EPOLLERR
- * only makes sure that `interest` is not 0, which means "not added yet". */
+/* Tells epoll what we want to hear of a client, notes that it waits, and counts
+ * its memory. We read only when its private bytes are out, so that they cannot
+ * pile up (what is for NATS may, up to NATS_UNSENT). epoll tells of errors in
+ * any case; EPOLLERR only makes sure that `interest` is not 0, which means "not
+ * added yet". */
 static void client_watch(struct client *c) {
     int act = c->interest ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
     struct epoll_event event = {.events = EPOLLERR, .data.fd = c->fd};
@@ -641,8 +646,7 @@ static void client_watch(struct client *c) {
 static struct client *client_add(int fd, enum protocol protocol) {
     struct client *c = calloc(1, sizeof *c);
     must(c ? 0 : -1, "calloc");
-    c->fd = fd;
-    c->protocol = protocol;
+    *c = (struct client){.fd = fd, .protocol = protocol};
     c->deadline = s.now + REQUEST_TIME;
     s.clients[fd] = c;
     if (fd >= s.clients_end) s.clients_end = fd + 1;
@@ -666,6 +670,7 @@ static size_t client_send(struct client *c, void *at, size_t size) {
  * closes its own. A close() at once would answer bytes that are on their way to
  * us with a reset, which could destroy what the client has not read yet.
  *
+ * Each turn does the first that applies, in the order in which things go out.
  * boundary == cursor: no frame has begun to go out, so private bytes may. At
  * last the boundary moves to the log's head; the next turn sends all that. */
 static void client_flush(struct client *c) {
@@ -681,7 +686,7 @@ static void client_flush(struct client *c) {
             buffer_clear(&c->out);
             c->sent = 0;
             c->since = s.now;
-        } else if (c->file > 0 && size > 0) { /* the next piece of it */
+        } else if (c->file && size > 0) { /* the next piece of it */
             size = min(size, READ_SIZE);
             char *room = buffer_reserve(&c->out, size);
             ssize_t n = pread(c->file, room, size, c->cursor);
@@ -707,7 +712,7 @@ static void client_flush(struct client *c) {
  * Slow readers: when a new message would overwrite what some client was not
  * sent yet, the log is full. Then those who talk in this channel wait: we do
  * not read from them, so TCP slows them down. They go on once every client was
- * sent all of the log (all of it, so that the next wait is a whole log away). A
+ * sent all of the log (were one message's room enough, the next would wait). A
  * client that was not within SLOW_TIME is cut off.
  */
 
@@ -727,6 +732,7 @@ static struct channel *channel_get(const char *name) {
     for (ch = s.channels; ch < s.channels + CHANNELS_MAX; ch++)
         if (!ch->clients && (!place || ch->used < place->used)) place = ch;
     if (!place || (!place->log.ring && !log_open(&place->log))) return NULL;
+    /* Not 0, so that what was never used comes first. */
     *place = (struct channel){.log.ring = place->log.ring, .used = s.now + 1};
     strcpy(place->name, name);
     return place;
@@ -823,7 +829,7 @@ enum { SETTLED = 1, LACKS = 2, WAITS = 4 };
 #define PEERS_MAX 36   /* senders known, also dead ones, and ourselves */
 
 /* What the sender of a STATUS has of sender `id`: it keeps datagrams [base,
- * next), delivered all before next, and lacks [next, gap). */
+ * next), has taken in all before next, and lacks [next, gap). */
 struct entry {
     uint64_t id, base, next, gap;
 };
@@ -886,7 +892,7 @@ struct peer {
  * posted      the number of the message that is posted next
  * status_at   when a STATUS is due in any case
  * flags       LACKS and WAITS, if we have to ask the others for something
- * ask_at    when one is due because we ask, or because we have sent DATA
+ * ask_at      when one is due because we lack something, or have sent DATA
  * pause       from ask_at to the next ask_at: it doubles, up to a second
  */
 static struct bus {
@@ -937,15 +943,15 @@ static struct peer *const peers_end = bus.peers + PEERS_MAX;
 static struct peer *peer_get(uint64_t id, bool make) {
     struct peer *p = self, *place = NULL;
     for (; p < peers_end && p->id && p->id != id; p++)
-        if (p > self && !p->alive && (!place || p->heard < place->heard))
-            place = p;
+        if (!p->alive && (!place || p->heard < place->heard)) place = p;
     if (p < peers_end && p->id == id) return p;
     if (p < peers_end) place = p;
     if (make && !place) tell("bus", "too many instances");
     if (!make || !place) return NULL;
     buffer_clear(&place->in);
-    *place = (struct peer){.id = id, .stuck = true};
-    place->heard = s.now - ALIVE_TIME; /* it is not alive because of that */
+    /* Only a STATUS of its own shows that it is alive. */
+    *place =
+        (struct peer){.id = id, .stuck = true, .heard = s.now - ALIVE_TIME};
     return place;
 }
 
@@ -992,6 +998,7 @@ static void bus_flush(void) {
         bus_send(&d, DATA_HEADER + n);
         d.message = 0;           /* if there are more, they are pieces */
         if (bus.flags) continue; /* a STATUS is due soon anyway */
+        /* Else one tells the end of our stream, in case just this is lost. */
         bus.pause = BEAT_FIRST;
         bus.ask_at = s.now + BEAT_FIRST;
     }
@@ -1002,13 +1009,12 @@ static void bus_flush(void) {
 /* Takes a message from one of our clients. If it does not fit into the datagram
  * that is being filled, that one is sent first. */
 static void bus_post(const char *name, struct message m) {
-    struct buffer *out = &bus.out;
     uint8_t header[FRAME_HEADER_MAX];
     size_t size = frame_header(header, m.opcode, m.size), n = strlen(name) + 1;
-    if (out->size + n + size + m.size > DATA_MAX) bus_flush();
-    buffer_add(out, name, n);
-    buffer_add(out, header, size);
-    buffer_add(out, m.bytes, m.size);
+    if (bus.out.size + n + size + m.size > DATA_MAX) bus_flush();
+    buffer_add(&bus.out, name, n);
+    buffer_add(&bus.out, header, size);
+    buffer_add(&bus.out, m.bytes, m.size);
     bus.posted++;
 }
 
@@ -1032,8 +1038,6 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
     struct entry *e = d.known;
     d.flags = s.settled ? flags | SETTLED : flags;
     for (struct peer *p = self; p < peers_end && p->id; p++) {
-        /* What is gone for sure is not looked for one by one. */
-        if (p->next > p->base + KEPT) p->base = p->next - KEPT;
         while (p->base < p->next && !peer_kept(p, p->base)) p->base++;
         *e++ = (struct entry){p->id, p->base, p->next, peer_gap(p)};
     }
@@ -1042,8 +1046,7 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
 
 /* Goes on at `next`: what is missing before is given up, or we begin there. */
 static void peer_skip(struct peer *p, uint64_t next) {
-    p->next = next;
-    if (!p->base) p->base = next;
+    p->base = p->next = next;
     p->next_at = s.now;
     p->in.size = 0; /* pieces of a message that is lost */
 }
@@ -1052,7 +1055,7 @@ static void peer_skip(struct peer *p, uint64_t next) {
 static bool peer_deliver(struct peer *p) {
     struct message m;
     while (p->in.size > 0) {
-        /* A broken message is read beyond its end, but not beyond this. */
+        /* Of a broken message we may look at so much behind p->in.size. */
         buffer_reserve(&p->in, CHANNEL_NAME + FRAME_HEADER_MAX);
         const char *name = p->in.bytes;
         size_t size = strnlen(name, min(p->in.size, CHANNEL_NAME + 1)) + 1;
@@ -1067,8 +1070,9 @@ static bool peer_deliver(struct peer *p) {
     return true;
 }
 
-/* Takes in what comes next of a sender's stream, as long as it is here. False:
- * a channel has no room, and the rest stays in the ring until it has. */
+/* Delivers what waits, then takes what comes next of a sender's stream, as long
+ * as it is here. False: a channel has no room, and the rest stays in the ring
+ * until it has. */
 static bool peer_take(struct peer *p) {
     while (peer_deliver(p)) {
         const struct kept *k = peer_kept(p, p->next);
@@ -1131,10 +1135,9 @@ static void bus_send_history(const struct entry *has, const struct entry *end) {
     }
 }
 
-/* A peer tells how far the streams go that it knows. Who is believed: a sender
- * about itself; about a dead one anybody; and by a newcomer, who does not know
- * yet who lives, anybody. A newcomer takes over all that a settled peer knows.
- */
+/* A peer tells how far the streams go that it knows. We believe a sender about
+ * itself, and anybody about the dead; a newcomer, who cannot tell yet who is
+ * dead, believes anybody, and takes over all that a settled peer knows. */
 static void bus_heads_in(const struct peer *from, const struct entry *e,
                          const struct entry *end) {
     for (; e < end; e++) {
@@ -1148,24 +1151,24 @@ static void bus_heads_in(const struct peer *from, const struct entry *e,
     }
 }
 
-/* What a peer has of whom: `us` is what it has of us. */
+/* What a peer has of whom: of itself first, `ours` of us. */
 static void bus_status_in(const struct datagram *d, size_t size) {
-    const struct entry *known = d->known, *us = known;
+    const struct entry *known = d->known, *ours = known;
     const struct entry *end = known + (size - STATUS_HEADER) / sizeof *known;
     struct peer *from = peer_get(d->sender, true);
-    while (us < end && us->id != self->id) us++;
+    while (ours < end && ours->id != self->id) ours++;
     if (known == end || known->id != d->sender || known->base == 0) return;
     /* It does not know us yet, or waits for our receipt. */
-    if (us == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
+    if (ours == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
     if (d->flags & WAITS) bus.status_at = s.now;
     /* Is it new? If we know nothing of the sender, only if it names us. */
     if (!from || d->number <= from->status) return;
-    if (us == end && !from->status) return;
+    if (ours == end && !from->status) return;
     from->status = d->number;
     from->heard = d->kind == LEAVE ? s.now - ALIVE_TIME : s.now;
     from->settled = d->flags & SETTLED;
-    if (us < end && us->next > from->acked && us->next <= self->next) {
-        from->acked = us->next;
+    if (ours < end && ours->next > from->acked && ours->next <= self->next) {
+        from->acked = ours->next;
         from->acked_at = s.now;
     }
     bus_heads_in(from, known, end);
@@ -1191,7 +1194,7 @@ static void bus_readable(void) {
         else if (d.kind != DATA) bus_status_in(&d, size);
         else if (p && p->base) bus_data_in(p, &d, size);
     }
-    /* There is more, and what we lack may be in it: this is no time to ask. */
+    /* That was not all: what we lack may be in the rest, so we do not ask. */
     bus.ask_at = s.now + bus.pause;
 }
 
@@ -1236,7 +1239,7 @@ static int64_t bus_tick(void) {
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
     if (bus.flags) bus.ask_at = min(bus.ask_at, s.now + bus.pause);
     /* Is a STATUS due? At status_at it is a receipt, and asks for nothing. It
-     * asks at ask_at, ever more rarely; where there is hope, soon again. */
+     * asks at again_at, ever more rarely; where there is hope, soon again. */
     int64_t due = min(bus.ask_at, bus.status_at);
     bool again = s.now >= bus.ask_at;
     if (s.now < due) return due;
@@ -1337,7 +1340,7 @@ static void bus_open(void) {
     while (bind(fd, (struct sockaddr *)to, sizeof *to))
         if (to++ == any) must(-1, s.option['b']);
     self->id = clock_us(CLOCK_REALTIME) << 8 | getpid() % 256;
-    self->base = self->next = self->message = bus.posted = 1;
+    self->base = self->next = self->message = bus.posted = self->alive = 1;
     bus.pause = BEAT_FIRST;
     srandom(self->id);
 }
@@ -1477,6 +1480,7 @@ static void server_post(struct channel *ch, struct message m) {
  * out: trailers, chunks (411 says what to send instead), keep-alive.
  */
 #define TOKEN      ALNUM "!#$%&'*+-.^_`|~"
+#define HOST       ALNUM "!$%&'()*+,-.:;=[]_~" /* RFC 3986 3.2.2, and a port */
 #define FIELDS_MAX 100
 #define ONCE \
     "Host Origin Content-Length Sec-WebSocket-Key Sec-WebSocket-Version"
@@ -1544,7 +1548,7 @@ static bool request_line(struct request *r, char *line) {
     if (!strncasecmp(target, "http://", 7)) /* as sent to a proxy */
         target += 7 + strcspn(target + 7, "/?");
     r->path = strsep(&target, "?");
-    while (target && r->count < FIELDS_MAX) { /* if full, no header follows */
+    while (target && r->count < FIELDS_MAX) { /* or the first header fails */
         char *value = strsep(&target, "&"), *name = strsep(&value, "=");
         if (!value) value = strchr(name, '\0');
         if (!url_decode(name, true) || !url_decode(value, true)) return false;
@@ -1561,8 +1565,8 @@ static void origin_trim(char *origin) {
     if (end && !strcmp(end, port)) *end = '\0';
 }
 
-/* "Name: value". Some may be there only once (as may a part of their names, for
- * example "Length", which nobody sends). */
+/* "Name: value". Some may be there only once (and, as ONCE is searched as text,
+ * names such as "Length", which nobody sends). */
 static bool request_header(struct request *r, char *line) {
     char *value = line + strspn(line, TOKEN), *end = strchr(line, '\0');
     if (value == line || *value != ':' || r->count == FIELDS_MAX) return false;
@@ -1592,9 +1596,10 @@ static const char *request_parse(struct request *r, const char *in, size_t n) {
             return BAD;
     }
     r->size = stop + 2 - r->copy;
-    const char *length = field(r, "Content-Length");
+    const char *length = field(r, "Content-Length"), *host = field(r, "Host");
     r->body_size = length ? parse_number(length) : 0;
-    if (r->body_size == SIZE_MAX || (!field(r, "Host") && !r->old)) return BAD;
+    if (r->body_size == SIZE_MAX || (!host && !r->old)) return BAD;
+    if (host && host[strspn(host, HOST)]) return BAD;
     if (field(r, "Transfer-Encoding")) return "411 Send Content-Length";
     if (r->body_size > MESSAGE_MAX) return "413 Content Too Large";
     return n - r->size < r->body_size ? NULL : "";
@@ -1638,7 +1643,7 @@ static void respond(struct request *r, const char *status, const char *body) {
     char date[48];
     time_t now = time(NULL);
     strftime(date, sizeof date, "Date: %a, %d %b %Y %T GMT\r\n", gmtime(&now));
-    c->closing = r->type;
+    c->closing = r->type != NULL;
     buffer_print(out, "HTTP/1.1 %s\r\n%sVary: Origin\r\n", status, date);
     if (origin && origin_allowed(r, origin))
         buffer_print(out, "Access-Control-Allow-Origin: %s\r\n", origin);
@@ -1688,7 +1693,8 @@ static void answer_send(struct request *r) {
     if (query) m = (struct message){TEXT, query, strlen(query)};
     if (!ch) return;
     if (!query && m.size == 0) respond(r, BAD, "?message not provided");
-    else if (!utf8_valid(m.bytes, m.size)) respond(r, BAD, "not UTF-8\n");
+    else if (m.size > MESSAGE_MAX || !utf8_valid(m.bytes, m.size))
+        respond(r, BAD, "not UTF-8, or too long\n");
     else if (r->head || server_room(ch, m.size)) {
         if (!r->head) server_post(ch, m);
         respond(r, "200 OK", "message sent");
@@ -1808,7 +1814,7 @@ static void respond_file(struct request *r, int fd, const struct stat *st) {
     sprintf(weak, "W/\"%jx-%jx-%jx-%jx\"", v[0], v[1], v[2], v[3]);
     bool has = header_has(r, known, tag) || header_has(r, known, weak) ||
                header_has(r, known, "*");
-    bool all = has || (version && strcmp(version, tag) != 0);
+    bool all = has || r->head || (version && strcmp(version, tag) != 0);
     int part = range_parse(all ? NULL : field(r, "Range"), size, &from, &to);
     buffer_print(&r->headers, "ETag: %s\r\nAccept-Ranges: bytes\r\n", tag);
     if (part < 0) {
@@ -1878,7 +1884,7 @@ static void websocket_accept(struct request *r, const char *key) {
 }
 
 /* A handshake. The client then reads on in the log where the last ?history
- * messages begin. (Its kind of "Upgrade" may stand in any answer.) */
+ * messages begin. */
 static void websocket_open(struct request *r) {
     struct client *c = r->client;
     const char *key = field(r, "Sec-WebSocket-Key");
@@ -1890,12 +1896,15 @@ static void websocket_open(struct request *r) {
                 r->body_size == 0 && wanted >= 0 && key &&
                 strspn(key, base64) == 24 &&
                 !strcmp(key + strcspn(key, "="), "==");
+    struct channel *ch = good ? request_channel(r, true) : NULL;
+    /* Who wants the history of a full log would be late from the start. */
+    c->waiting = ch && history && ch->cut_at;
+    if (good && (!ch || c->waiting)) return;
     buffer_print(&r->headers, "Upgrade: websocket\r\n");
     if (!good) buffer_print(&r->headers, "Sec-WebSocket-Version: 13\r\n");
     if (!right) respond(r, "426 Upgrade Required", "version 13, please\n");
     else if (!good) respond(r, BAD, "not a WebSocket handshake\n");
-    struct channel *ch = good ? request_channel(r, true) : NULL;
-    if (!ch) return;
+    if (!good) return;
     websocket_accept(r, key);
     c->cursor = history ? ch->log.tail : ch->log.head;
     if (history) {
@@ -1916,7 +1925,7 @@ static void websocket_open(struct request *r) {
 static bool websocket_close(struct client *c, int code) {
     uint8_t payload[] = {code >> 8, code};
     client_flush(c); /* which may drop it, so it may be in no channel */
-    /* Behind all of the log, if no private bytes wait; else behind these. */
+    /* If nothing private waits, all of the log goes out before this. */
     if (c->channel && c->out.size == 0) c->boundary = c->channel->log.head;
     frame_queue(c, CLOSE, payload, code == 1005 ? 0 : 2);
     c->closing = true;
@@ -1961,7 +1970,7 @@ static bool websocket_step(struct client *c, struct buffer *in) {
     size_t size = c->done + f.size;
     c->waiting = data && f.fin && !server_room(c->channel, size);
     if (c->waiting) return false;
-    if (!data) out = at;
+    if (!data) out = at; /* it may come between the pieces of a message */
     for (size_t i = 0; i < f.size; i++) out[i] = at[header + i] ^ f.mask[i % 4];
     struct message m = {f.opcode, out, f.size};
     c->read += header + f.size;
@@ -1999,6 +2008,7 @@ static void client_answer(struct request *r) {
  * follow. */
 static bool client_request(struct client *c, struct buffer *in) {
     struct request r;
+    /* NULL: more is to come; "": it is complete; else it is a status. */
     const char *error = request_parse(&r, in->bytes, in->size);
     bool late = s.now >= c->deadline, bare = r.size == in->size;
     r.client = c;
@@ -2127,7 +2137,7 @@ static void server_reap(void) {
         if (c->protocol == NATS) nats.client = NULL;
         SSL_free(c->tls);
         close(c->fd);
-        if (c->file > 0) close(c->file);
+        if (c->file) close(c->file);
         buffer_clear(&c->out);
         buffer_clear(&c->in);
         free(c);
@@ -2154,6 +2164,7 @@ static void server_bound(void) {
  * to begin. */
 static int64_t server_flush(void) {
     s.dirty = false;
+    /* The latest channel first, as the oldest one is the largest in general. */
     for (struct channel *ch = s.channels + CHANNELS_MAX; ch-- > s.channels;)
         if (ch->dirty || ch->cut_at) channel_flush(ch);
     if (s.waiting || s.now >= s.second_at) server_tend();

@@ -112,7 +112,7 @@ static void start(void) {
     memset(bus.kept, 0, min(bus.kept_end, KEPT) * sizeof *bus.kept);
     memset(bus.peers, 0, sizeof bus.peers);
     bus.fd = ends[0];
-    bus.peers[0] = (struct peer){.id = 100, .base = 1, .next = 1};
+    bus.peers[0] = (struct peer){.id = 100, .base = 1, .next = 1, .alive = 1};
     bus.peers[0].message = bus.posted = bus.to_count = 1;
     bus.kept_end = bus.status_at = bus.ask_at = s.second_at = 0;
     s.settled = s.now = 1;
@@ -139,6 +139,7 @@ static void invariants(void) {
         for (; at < log->head; count++) {
             at += frame_read(log_at(log, at), &m);
             CHECK(m.opcode == BINARY || plain_utf8(m.bytes, m.size));
+            CHECK(m.size <= MESSAGE_MAX);
         }
         CHECK(at == log->head && count == s.channels[i].count);
         CHECK(log->head - log->tail <= LOG_SIZE);
