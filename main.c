@@ -423,10 +423,10 @@ static int close_code(const char *payload, size_t size) {
 enum protocol { HTTP, WEBSOCKET, NATS };
 
 /* What we know of a connection: under 200 bytes, while nothing is under way. A
- * connection to a NATS server is one of these, too. (In the struct, what each
- * round needs comes first.)
+ * connection to a NATS server is one of these, too. What each round needs comes
+ * first.
  *
- * fd, tls     its socket; tls NULL: plain TCP
+ * fd          its socket
  * interest    what epoll watches for us; 0: it does not know this client yet
  * blocked     the kernel's send buffer is full
  * waiting     its message waits for room: it is tried again after each round
@@ -434,17 +434,18 @@ enum protocol { HTTP, WEBSOCKET, NATS };
  * joined      NATS has let us in
  * opcode      of the message that is not complete yet; 0: there is none
  * next        the next client of the channel; or the next dead one
- * link        what points to this client: the channel's list, or the `next` of
- *             the one before it
  * cursor      how far it was sent the log, or its file
  * boundary    the log up to here goes out before any private bytes, as a frame
  *             of it has begun to go out; of a file, its end. boundary >= cursor
  * out, sent   private bytes; so many of them are sent
- * in          [0, done) the message so far, [read, size) not looked at yet
+ * tls         NULL: plain TCP
  * held        the capacity of out and in, as counted in s.held
+ * in          [0, done) the message so far, [read, size) not looked at yet
  * file        what is being sent to it; 0: none
  * since       when it began to hold something, or made progress with it
- * deadline    see server_tend
+ * deadline    then client_late decides
+ * link        what points to this client: the channel's list, or the `next` of
+ *             the one before it
  */
 struct client {
     int fd;
