@@ -869,10 +869,10 @@ struct kept {
  * status      the number of its latest STATUS
  * heard       when it last said something, ...
  * acked_at    ... got on with our stream, or had all of it, ...
- * next_at     ... and when we got on with its stream, or had all of it
+ * next_at     ... and when something of its stream came, or we had all of it
  * settled     it is alive, and no newcomer any more
- * stuck       it is new, or dead, or makes no progress: nobody waits for
- *             it, until it has everything
+ * stuck       it is new, or dead, or makes no progress: nobody waits for it,
+ *             until it has all but a window; a newcomer, until it has all
  * in          messages that wait for room, or the first pieces of one
  */
 struct peer {
@@ -920,7 +920,7 @@ static struct bus {
  *   has a history that somebody really saw, words of the dead included.
  * - A message is taken from a client only if all live peers have our stream but
  *   for the last WINDOW datagrams. Nobody waits for a peer that is new, or that
- *   makes no progress for ALIVE_TIME, until it has everything.
+ *   makes no progress for ALIVE_TIME, until it has caught up.
  *
  * An HMAC guards each datagram, if there is a secret. A recording is no danger:
  * DATA is taken once, by number, and a STATUS only if its number is higher than
@@ -969,6 +969,9 @@ static void bus_transmit(const struct datagram *d, size_t size) {
 static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
     size_t place = bus.kept_end++ % KEPT;
     struct kept *k = &bus.kept[place];
+    struct peer *old = peer_get(k->d.sender, false);
+    if (old && k->d.number >= old->base && k->d.number < old->next)
+        old->base = k->d.number + 1; /* there is no hole behind base */
     bus.place[p - self][d->number % KEPT] = place;
     k->sent = s.now;
     k->size = size;
@@ -1038,18 +1041,17 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
     struct datagram d = {.kind = kind, .number = ++self->status};
     struct entry *e = d.known;
     d.flags = s.settled ? flags | SETTLED : flags;
-    for (struct peer *p = self; p < peers_end && p->id; p++) {
-        while (p->base < p->next && !peer_kept(p, p->base)) p->base++;
+    for (struct peer *p = self; p < peers_end && p->id; p++)
         *e++ = (struct entry){p->id, p->base, p->next, peer_gap(p)};
-    }
     bus_send(&d, (char *)e - (char *)&d);
 }
 
 /* Goes on at `next`: what is missing before is given up, or we begin there. */
 static void peer_skip(struct peer *p, uint64_t next) {
     p->base = p->next = next;
-    p->next_at = s.now;
-    p->in.size = 0; /* pieces of a message that is lost */
+    if (p->alive) p->next_at = s.now; /* else the next gap is as old */
+    bus.pause = 2;                    /* so ask soon */
+    p->in.size = 0;                   /* pieces of a message that is lost */
 }
 
 /* Delivers the whole messages that are here. False: a channel has no room. */
@@ -1086,7 +1088,6 @@ static bool peer_take(struct peer *p) {
         /* A piece whose first one is lost is good for nothing. */
         if (message || p->in.size > 0)
             buffer_add(&p->in, k->d.bytes, k->size - DATA_HEADER);
-        p->next_at = s.now;
         /* The sender waits for our receipt at the end of its window. */
         if (++p->next % (WINDOW / 4) == 0) bus.status_at = s.now;
     }
@@ -1099,6 +1100,7 @@ static void bus_data_in(struct peer *p, const struct datagram *d, size_t size) {
     if (k) k->sent = s.now; /* somebody has sent it again */
     if (k || d->number < p->next || d->number >= p->next + WINDOW) return;
     bus_keep(p, d, size);
+    p->next_at = s.now;
     if (p->alive) p->heard = s.now;
     peer_take(p);
     /* It gets on, so ask soon; at random, so that not all ask at once. */
@@ -1116,6 +1118,7 @@ static void bus_repair(const struct entry *e, const struct entry *end) {
     for (; e < end; e++) {
         struct peer *p = peer_get(e->id, false);
         if (!p || (p != self && p->alive)) continue;
+        if (e->next < p->base) bus.status_at = s.now; /* it is gone: say so */
         for (uint64_t n = e->next; n < e->gap && n < e->next + WINDOW; n++)
             bus_resend(peer_kept(p, n));
     }
@@ -1130,7 +1133,7 @@ static void bus_send_history(const struct entry *has, const struct entry *end) {
         struct kept *k = &bus.kept[(bus.kept_end + i) % KEPT];
         const struct entry *e = has;
         while (e < end && e->id != k->d.sender) e++;
-        if (e == end || k->d.number < e->next) continue;
+        if (e == end || k->d.number - e->next >= WINDOW) continue;
         bus_resend(k);
         count++;
     }
@@ -1211,12 +1214,12 @@ static bool peer_tick(struct peer *p) {
     if (!missing || !same) p->next_at = s.now;
     if (s.now - p->next_at >= GIVE_UP) peer_skip(p, peer_gap(p));
     /* Does it get on with ours? */
-    if (p->acked >= self->next) {
-        p->acked_at = s.now;
-        p->stuck = false;
-    }
-    bool slow = s.now - p->acked_at >= ALIVE_TIME && s.now - p->heard < RECENT;
-    if (!p->stuck && slow) warnx("peer %016jx makes no progress", p->id);
+    if (p->acked >= self->next) p->acked_at = s.now;
+    bool near = p->acked + (p->settled ? WINDOW : 0) >= self->next;
+    if (near && p->acked_at == s.now) p->stuck = false;
+    bool slow = s.now - p->acked_at >= ALIVE_TIME;
+    if (!p->stuck && slow && s.now - p->heard < RECENT) /* it does not die */
+        warnx("peer %016jx makes no progress", p->id);
     p->stuck |= slow || !alive;
     return missing;
 }
@@ -1241,11 +1244,10 @@ static int64_t bus_tick(void) {
     if (bus.flags) bus.ask_at = min(bus.ask_at, s.now + bus.pause);
     /* Is a STATUS due? At status_at it is a receipt, and asks for nothing. It
      * asks at again_at, ever more rarely; where there is hope, soon again. */
-    int64_t due = min(bus.ask_at, bus.status_at);
     bool again = s.now >= bus.ask_at;
-    if (s.now < due) return due;
+    if (!again && s.now < bus.status_at) return min(bus.ask_at, bus.status_at);
     bus_send_status(STATUS, again ? bus.flags : 0);
-    if (again) bus.pause = min(bus.pause * 2, bus.flags ? ASK_MAX : SECOND);
+    if (again) bus.pause = min(bus.pause * 2 + 1, bus.flags ? ASK_MAX : SECOND);
     if (again) bus.ask_at = s.now + bus.pause;
     bus.status_at = s.now + SECOND;
     return s.now; /* the next round finds out what is due then */
@@ -1342,7 +1344,6 @@ static void bus_open(void) {
         if (to++ == any) must(-1, s.option['b']);
     self->id = clock_us(CLOCK_REALTIME) << 8 | getpid() % 256;
     self->base = self->next = self->message = bus.posted = self->alive = 1;
-    bus.pause = BEAT_FIRST;
     srandom(self->id);
 }
 
@@ -1481,7 +1482,6 @@ static void server_post(struct channel *ch, struct message m) {
  * out: trailers, chunks (411 says what to send instead), keep-alive.
  */
 #define TOKEN      ALNUM "!#$%&'*+-.^_`|~"
-#define HOST       ALNUM "!$%&'()*+,-.:;=[]_~" /* RFC 3986 3.2.2, and a port */
 #define FIELDS_MAX 100
 #define ONCE \
     "Host Origin Content-Length Sec-WebSocket-Key Sec-WebSocket-Version"
@@ -1600,7 +1600,8 @@ static const char *request_parse(struct request *r, const char *in, size_t n) {
     const char *length = field(r, "Content-Length"), *host = field(r, "Host");
     r->body_size = length ? parse_number(length) : 0;
     if (r->body_size == SIZE_MAX || (!host && !r->old)) return BAD;
-    if (host && host[strspn(host, HOST)]) return BAD;
+    /* RFC 3986 3.2.2, and a port. */
+    if (host && host[strspn(host, ALNUM "!$%&'()*+,-.:;=[]_~")]) return BAD;
     if (field(r, "Transfer-Encoding")) return "411 Send Content-Length";
     if (r->body_size > MESSAGE_MAX) return "413 Content Too Large";
     return n - r->size < r->body_size ? NULL : "";

@@ -429,6 +429,94 @@ static void bus_newcomers(void) {
            strstr(said, "too many instances"), "one too many is told of");
 }
 
+/* 9 hears 7, both settled; then it posts so many datagrams. */
+static struct peer *bus_pair(int posts) {
+    start(9);
+    SAYS(1, KNOWN({ 7, 1, 1, 1 }, { 9, 1, 1, 1 }));
+    bus_tick();
+    for (; posts > 0; posts--, bus_flush())
+        bus_post("", (struct message){ TEXT, "y", 1 });
+    return bus.peers + 1;
+}
+
+/* What is kept of a stream has no hole: of 7's, 3 was there first. */
+static void bus_holes(void) {
+    struct peer *p = bus_pair(0);
+    data(7, 3, "c"), data(7, 1, "a"), data(7, 2, "b"), data(7, 4, "d");
+    ok(!strcmp(heard(), "abcd") && p->base == 1, "all of it is kept");
+    while (bus.kept_end <= KEPT)
+        bus_post("", (struct message){ TEXT, "y", 1 }), bus_flush();
+    ok(p->base == 4 && self->base == 1, "but from behind a hole on");
+    SAYS(2, KNOWN({ 7, 5, 90, 90 }, { 9, 1, 9, 9 }));
+    bus.pause = ASK_MAX;
+    SAYS(3, KNOWN({ 7, 60, 90, 90 }, { 9, 1, 9, 9 }));
+    ok(p->next == 60 && p->base == 60 && bus.pause < 5,
+       "what is gone is skipped, and the next asked for soon");
+    bus_flush();
+    bus.status_at = s.now + SECOND;
+    self->base = 20; /* as if */
+    status(LACKS_IT, 4, KNOWN({ 7, 60, 90, 90 }, { 9, 1, 9, 30 }));
+    ok(bus.status_at == s.now, "who asks for what is gone is told at once");
+    while (bus.kept_end < KEPT + 100)
+        bus_post("", (struct message){ TEXT, "y", 1 }), bus_flush();
+    s.now += RECENT;
+    for (uint64_t i = 0, next = self->base; i < 2; i++, next -= WINDOW) {
+        sent_count = 0;
+        status(STATUS, LACKS, 1 + i, KNOWN({ 11, 1, 1, 1 }, { 9, 1, next, 0 }));
+        s.now += RESEND_TIME;
+        ok(sent_count == (i ? 0 : WINDOW), "a newcomer gets what it can take");
+    }
+}
+
+/* When does a peer hold talkers up? It has of our 200 what `has` says. */
+static void bus_waits(void) {
+    static const struct {
+        uint64_t has;
+        bool settled, waits;
+    } cases[] = { { 201, false, true }, { 200, false, false },
+                  { 137, true, true }, { 136, true, false } };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct peer *p = bus_pair(200);
+        p->stuck = true; /* it was away */
+        status(STATUS, cases[i].settled, 2,
+               KNOWN({ 7, 1, 1, 1 }, { 9, 1, cases[i].has, cases[i].has }));
+        bus_tick();
+        ok(p->stuck != cases[i].waits, "is who is %d behind waited for",
+           201 - (int)cases[i].has);
+        bus_tick();
+        s.now++;
+        bus_tick();
+        ok(p->stuck != cases[i].waits, "still so");
+    }
+    struct peer *p = bus_pair(200);
+    SAYS(2, KNOWN({ 7, 1, 1, 1 }, { 9, 1, 200, 200 }));
+    bus_tick();
+    s.now += ALIVE_TIME - 1;
+    p->heard = s.now - RECENT; /* its old words are repeated by others */
+    bus_tick();
+    bool waits = !p->stuck;
+    s.now++;
+    bus_tick();
+    p->heard = s.now; /* it is not told of late */
+    bus_tick();
+    ok(waits && p->stuck && p->alive && !strstr(said, "no progress"),
+       "who makes no progress is waited for 5 s, and not until it is dead");
+}
+
+/* Of a dead one's words all is given up at once that nobody has. */
+static void bus_dead(void) {
+    bus_pair(0);
+    for (int i = 1; i < 12; i += 2) data(7, i, (char[]){ 'a' + i, 0 });
+    status(LEAVE, SETTLED, 2, KNOWN({ 7, 1, 13, 13 }, { 9, 1, 1, 1 }));
+    bus_tick();
+    s.now += GIVE_UP - 1;
+    bus_tick();
+    ok(!strcmp(heard(), "b"), "the rest is waited for");
+    s.now++;
+    for (int i = 0; i < 9; i++) bus_tick();
+    ok(!strcmp(heard(), "bdfhjl"), "but not each gap for itself: %s", heard());
+}
+
 /* ---- Faults ------------------------------------------------------------- */
 
 static void rounds(void) {
@@ -498,6 +586,9 @@ int main(void) {
     ok(!wrong, "a stream in datagrams, one of them lost: %d wrong", wrong);
     bus_rules();
     bus_newcomers();
+    bus_holes();
+    bus_waits();
+    bus_dead();
     fflush(stdout);
     for (n = 0; code != 3 << 8 && n < 500; n++) {
         if (fork() == 0) faulty(n + 1);
