@@ -468,7 +468,7 @@ struct client {
 /* A channel without a ring was never used, and so are all behind it.
  *
  * count       of the messages in the log
- * low         no client was sent less than up to here; exact after each flush
+ * low         every client was sent at least up to here; exact after a flush
  * cut_at      not 0: the log is full, nobody may talk, and who is still behind
  *             then is cut off
  * dirty       the log has something new
@@ -490,6 +490,8 @@ struct channel {
  * accept_due  somebody waits to be let in
  * waiting     some client waits for room; turn: the one that tries first
  * dirty       some channel is: so the next round comes at once
+ * now         ms since the start; second_at: when what is done once a second is
+ *             due
  * stop_at     0, or when we end at the latest
  * clients     by descriptor; none is at clients_end or behind it
  * held        bytes of input and answers, of all clients
@@ -713,7 +715,7 @@ static void client_flush(struct client *c) {
  * Slow readers: when a new message would overwrite what some client was not
  * sent yet, the log is full. Then those who talk in this channel wait: we do
  * not read from them, so TCP slows them down. They go on once every client was
- * sent all of the log (were one message's room enough, the next would wait). A
+ * sent all of the log (with room for one message, they would stop again). A
  * client that was not within SLOW_TIME is cut off.
  */
 
@@ -819,18 +821,23 @@ static bool channel_deliver(const char *name, struct message m) {
  *   20   kind, 21 flags                           0: a piece, not the first
  *   22   0                                    48  the messages
  *   24   sender                       STATUS: 40  an entry for each sender that
- *   32   number: counts a sender's                it knows, itself first
- *        DATA; and so its STATUS      LEAVE:  the same, and the last one
+ *   32   number: a sender's DATA are              it knows, itself first
+ *        counted from 1; apart from   LEAVE:  the same, and the last one
+ *        them, its STATUS, too
+ *
+ * SETTLED: I am not new. LACKS: send me what I lack. WAITS: tell me what you
+ * have of mine.
  */
 enum { DATA = 1, STATUS, LEAVE };
 enum { SETTLED = 1, LACKS = 2, WAITS = 4 };
 #define DATA_MAX  1152 /* so that an MTU of 1,280 never cuts it in two */
-#define WINDOW    64   /* with more than that under way, no message is taken */
+#define WINDOW    64   /* if more than that is not acknowledged, talkers wait */
 #define KEPT      8192 /* datagrams kept, of all senders */
 #define PEERS_MAX 36   /* senders known, also dead ones, and ourselves */
 
 /* What the sender of a STATUS has of sender `id`: it keeps datagrams [base,
- * next), has taken in all before next, and lacks [next, gap). */
+ * next), all of them, has taken in all before next, and lacks [next, gap): only
+ * the first hole, WINDOW long at most. */
 struct entry {
     uint64_t id, base, next, gap;
 };
@@ -861,8 +868,8 @@ struct kept {
  * and all behind it were never used.
  *
  * id          the older, the smaller
- * base, next  as in struct entry: what we have of its stream. base 0: we do not
- *             trust it yet, it may be old datagrams that somebody has recorded
+ * base, next  as in struct entry: what we have of its stream. base 0: no STATUS
+ *             that we trust has told where it begins, so its DATA is ignored
  * head        the end of its stream, as far as we have heard
  * acked       it has all of our stream before this
  * message     the number of its message that comes next; 0: we do not know
@@ -870,9 +877,10 @@ struct kept {
  * heard       when it last said something, ...
  * acked_at    ... got on with our stream, or had all of it, ...
  * next_at     ... and when something of its stream came, or we had all of it
+ * alive       it was heard within ALIVE_TIME; only peer_tick changes it
  * settled     it is alive, and no newcomer any more
- * stuck       it is new, or dead, or makes no progress: nobody waits for it,
- *             until it has all but a window; a newcomer, until it has all
+ * stuck       it is new, or dead, or makes no progress: nobody waits for it. It
+ *             ends when it is within a window; for a newcomer, when it has all
  * in          messages that wait for room, or the first pieces of one
  */
 struct peer {
@@ -916,8 +924,8 @@ static struct bus {
  * - A sender sends again what others lack of its own; what a dead one said, all
  *   who have it do. What nobody sends within GIVE_UP is lost.
  * - Who is new says so (it is not SETTLED). The eldest then sends it all that
- *   it keeps, in that order. So the newcomer delivers in the same order, and
- *   has a history that somebody really saw, words of the dead included.
+ *   it keeps, in that order. So the newcomer, if nothing is lost or new on the
+ *   way, has a history that somebody really saw, words of the dead included.
  * - A message is taken from a client only if all live peers have our stream but
  *   for the last WINDOW datagrams. Nobody waits for a peer that is new, or that
  *   makes no progress for ALIVE_TIME, until it has caught up.
@@ -933,14 +941,14 @@ static struct bus {
 #define HELLO_TIME  300   /* if nobody answers for so long, we are alone */
 #define CATCH_UP    2000  /* for the history, then clients are let in */
 #define BEAT_FIRST  20    /* after the last DATA, doubling to a second */
-#define ASK_MAX     400   /* between two STATUS that ask for something */
+#define ASK_MAX     400   /* the longest pause while we lack something */
 #define RESEND_TIME 4     /* between two of the same DATA, at least */
 
 static struct peer *const self = bus.peers;
 static struct peer *const peers_end = bus.peers + PEERS_MAX;
 
 /* Finds a sender, or makes one: in a free place, or that of who is dead for
- * longest. It counts when it is known where its stream begins. */
+ * longest. What it says is ignored as long as its base is 0. */
 static struct peer *peer_get(uint64_t id, bool make) {
     struct peer *p = self, *place = NULL;
     for (; p < peers_end && p->id && p->id != id; p++)
@@ -971,7 +979,7 @@ static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
     struct kept *k = &bus.kept[place];
     struct peer *old = peer_get(k->d.sender, false);
     if (old && k->d.number >= old->base && k->d.number < old->next)
-        old->base = k->d.number + 1; /* there is no hole behind base */
+        old->base = k->d.number + 1; /* so there is no hole in [base, next) */
     bus.place[p - self][d->number % KEPT] = place;
     k->sent = s.now;
     k->size = size;
@@ -1049,9 +1057,9 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
 /* Goes on at `next`: what is missing before is given up, or we begin there. */
 static void peer_skip(struct peer *p, uint64_t next) {
     p->base = p->next = next;
-    if (p->alive) p->next_at = s.now; /* else the next gap is as old */
+    if (p->alive) p->next_at = s.now; /* a dead one's next gap waited, too */
     bus.pause = 2;                    /* so ask soon */
-    p->in.size = 0;                   /* pieces of a message that is lost */
+    p->in.size = 0; /* pieces of what is lost, or what waits for room */
 }
 
 /* Delivers the whole messages that are here. False: a channel has no room. */
@@ -1101,7 +1109,7 @@ static void bus_data_in(struct peer *p, const struct datagram *d, size_t size) {
     if (k || d->number < p->next || d->number >= p->next + WINDOW) return;
     bus_keep(p, d, size);
     p->next_at = s.now;
-    if (p->alive) p->heard = s.now;
+    if (s.now - p->heard < ALIVE_TIME) p->heard = s.now;
     peer_take(p);
     /* It gets on, so ask soon; at random, so that not all ask at once. */
     if (p->next < p->head) bus.pause = 2 + random() % 4;
@@ -1118,7 +1126,8 @@ static void bus_repair(const struct entry *e, const struct entry *end) {
     for (; e < end; e++) {
         struct peer *p = peer_get(e->id, false);
         if (!p || (p != self && p->alive)) continue;
-        if (e->next < p->base) bus.status_at = s.now; /* it is gone: say so */
+        /* If we keep that no more, we say so. */
+        if (e->next < p->base) bus.status_at = s.now;
         for (uint64_t n = e->next; n < e->gap && n < e->next + WINDOW; n++)
             bus_resend(peer_kept(p, n));
     }
@@ -1133,6 +1142,7 @@ static void bus_send_history(const struct entry *has, const struct entry *end) {
         struct kept *k = &bus.kept[(bus.kept_end + i) % KEPT];
         const struct entry *e = has;
         while (e < end && e->id != k->d.sender) e++;
+        /* It has that (then the difference wraps), or it is too far ahead. */
         if (e == end || k->d.number - e->next >= WINDOW) continue;
         bus_resend(k);
         count++;
@@ -1162,10 +1172,10 @@ static void bus_status_in(const struct datagram *d, size_t size) {
     struct peer *from = peer_get(d->sender, true);
     while (ours < end && ours->id != self->id) ours++;
     if (known == end || known->id != d->sender || known->base == 0) return;
-    /* It does not know us yet, or waits for our receipt. */
+    /* Its first STATUS cannot name us; we answer, then it does. */
     if (ours == end) bus.status_at = min(bus.status_at, s.now + BEAT_FIRST);
     if (d->flags & WAITS) bus.status_at = s.now;
-    /* Is it new? If we know nothing of the sender, only if it names us. */
+    /* One that names us is surely not from before our start. */
     if (!from || d->number <= from->status) return;
     if (ours == end && !from->status) return;
     from->status = d->number;
@@ -1198,7 +1208,7 @@ static void bus_readable(void) {
         else if (d.kind != DATA) bus_status_in(&d, size);
         else if (p && p->base) bus_data_in(p, &d, size);
     }
-    /* That was not all: what we lack may be in the rest, so we do not ask. */
+    /* There may be more, and in it what we lack: this is no time to ask. */
     bus.ask_at = s.now + bus.pause;
 }
 
@@ -1216,9 +1226,9 @@ static bool peer_tick(struct peer *p) {
     /* Does it get on with ours? */
     if (p->acked >= self->next) p->acked_at = s.now;
     bool near = p->acked + (p->settled ? WINDOW : 0) >= self->next;
-    if (near && p->acked_at == s.now) p->stuck = false;
+    if (near && p->acked_at == s.now) p->stuck = false; /* it moves */
     bool slow = s.now - p->acked_at >= ALIVE_TIME;
-    if (!p->stuck && slow && s.now - p->heard < RECENT) /* it does not die */
+    if (!p->stuck && slow && s.now - p->heard < RECENT) /* else it leaves */
         warnx("peer %016jx makes no progress", p->id);
     p->stuck |= slow || !alive;
     return missing;
@@ -1243,7 +1253,7 @@ static int64_t bus_tick(void) {
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
     if (bus.flags) bus.ask_at = min(bus.ask_at, s.now + bus.pause);
     /* Is a STATUS due? At status_at it is a receipt, and asks for nothing. It
-     * asks at again_at, ever more rarely; where there is hope, soon again. */
+     * asks at ask_at, ever more rarely; where there is hope, soon again. */
     bool again = s.now >= bus.ask_at;
     if (!again && s.now < bus.status_at) return min(bus.ask_at, bus.status_at);
     bus_send_status(STATUS, again ? bus.flags : 0);

@@ -521,8 +521,9 @@ def measure(rule):
 def case_figures():
     """200 messages/s at 0, 1 and 30 % loss: datagrams a message, and p99"""
     figures = []
-    for loss, most, latest in (0, 1.2, 10), (1, 1.25, 15), (30, 3, 150):
-        for attempt in range(3):                        # other work may be in the way
+    # A quiet machine has 1.03, 1.13, 2.9 (p99 1, 6, 60 ms); other work on it adds a tenth or two.
+    for loss, most, latest in (0, 1.2, 10), (1, 1.35, 15), (30, 3.3, 150):
+        for attempt in range(3):
             each, p99, own = measure(LOSS % loss)
             if good := each <= most and p99 <= latest * SLOWER + 2 * own:
                 break
