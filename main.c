@@ -1056,9 +1056,10 @@ static void bus_send_status(uint8_t kind, uint8_t flags) {
 
 /* Goes on at `next`: what is missing before is given up, or we begin there. */
 static void peer_skip(struct peer *p, uint64_t next) {
+    /* A dead one's next gap has waited as long, but was not asked for yet. */
+    p->next_at = s.now - (p->alive || !p->base ? 0 : GIVE_UP - CATCH_UP);
     p->base = p->next = next;
-    if (p->alive) p->next_at = s.now; /* a dead one's next gap waited, too */
-    bus.pause = 2;                    /* so ask soon */
+    bus.pause = 2;  /* so ask soon */
     p->in.size = 0; /* pieces of what is lost, or what waits for room */
 }
 
