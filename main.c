@@ -647,8 +647,8 @@ static void client_watch(struct client *c) {
 }
 
 static struct client *client_add(int fd, enum protocol protocol) {
-    struct client *c = calloc(1, sizeof *c);
-    must(c ? 0 : -1, "calloc");
+    struct client *c = malloc(sizeof *c);
+    must(c ? 0 : -1, "malloc");
     *c = (struct client){.fd = fd, .protocol = protocol};
     c->deadline = s.now + REQUEST_TIME;
     s.clients[fd] = c;
@@ -877,7 +877,8 @@ struct kept {
  * heard       when it last said something, ...
  * acked_at    ... got on with our stream, or had all of it, ...
  * next_at     ... and when something of its stream came, or we had all of it
- * alive       it was heard within ALIVE_TIME; only peer_tick changes it
+ * alive       it was heard within ALIVE_TIME; only peer_tick changes it. We are
+ *             from the start, so nobody is put into our place
  * settled     it is alive, and no newcomer any more
  * stuck       it is new, or dead, or makes no progress: nobody waits for it. It
  *             ends when it is within a window; for a newcomer, when it has all
@@ -1254,7 +1255,8 @@ static int64_t bus_tick(void) {
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
     if (bus.flags) bus.ask_at = min(bus.ask_at, s.now + bus.pause);
     /* Is a STATUS due? At status_at it is a receipt, and asks for nothing. It
-     * asks at ask_at, ever more rarely; where there is hope, soon again. */
+     * asks at ask_at, ever more rarely; where there is hope, soon again. (The
+     * pause begins at 0, which would stay 0 if it only doubled.) */
     bool again = s.now >= bus.ask_at;
     if (!again && s.now < bus.status_at) return min(bus.ask_at, bus.status_at);
     bus_send_status(STATUS, again ? bus.flags : 0);

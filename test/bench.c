@@ -12,7 +12,7 @@
  * kernel, too: that is what one pays for, and a busy machine changes it less
  * than the time on the clock. Each run is a new server with new clients.
  * Servers take turns, A B C, C B A and so on, so that whatever else the
- * machine does hits all of them; the medians of all rounds are compared.
+ * machine does hits all of them; ratios are taken a round at a time.
  *
  * The *floor* is the least that any server has to do: a fixed answer to the
  * handshake, masks off, new frames, one send() a client and round; no checks,
