@@ -821,15 +821,15 @@ static bool channel_deliver(const char *name, struct message m) {
  *   20   kind, 21 flags                           0: a piece, not the first
  *   22   0                                    48  the messages
  *   24   sender                       STATUS: 40  an entry for each sender that
- *   32   number: a sender's DATA are              it knows, itself first
- *        counted from 1; apart from   LEAVE:  the same, and the last one
- *        them, its STATUS, too
+ *   32   number: a sender counts its              it knows, itself first
+ *        DATA from 1; apart from
+ *        them, its STATUS
  *
  * SETTLED: I am not new. LACKS: send me what I lack. WAITS: tell me what you
- * have of mine.
+ * have of mine. LEAVES: this is my last one.
  */
-enum { DATA = 1, STATUS, LEAVE };
-enum { SETTLED = 1, LACKS = 2, WAITS = 4 };
+enum { DATA = 1, STATUS };
+enum { SETTLED = 1, LACKS = 2, WAITS = 4, LEAVES = 8 };
 #define DATA_MAX  1152 /* so that an MTU of 1,280 never cuts it in two */
 #define WINDOW    64   /* if more than that is not acknowledged, talkers wait */
 #define KEPT      8192 /* datagrams kept, of all senders */
@@ -858,7 +858,7 @@ struct datagram {
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "see above");
 
 struct kept {
-    int64_t sent; /* when it was last seen on the network */
+    int64_t first, sent; /* when it was first, and last, on the network */
     size_t size;
     struct datagram d;
 };
@@ -875,19 +875,17 @@ struct kept {
  * message     the number of its message that comes next; 0: we do not know
  * status      the number of its latest STATUS
  * heard       when it last said something, ...
- * acked_at    ... got on with our stream, or had all of it, ...
  * next_at     ... and when something of its stream came, or we had all of it
  * alive       it was heard within ALIVE_TIME; only peer_tick changes it. We are
  *             from the start, so nobody is put into our place
  * settled     it is alive, and no newcomer any more
- * stuck       it is new, or dead, or makes no progress: nobody waits for it. It
- *             ends when it is within a window; for a newcomer, when it has all
+ * near        it is settled, and gets on with our stream: we wait for it
  * in          messages that wait for room, or the first pieces of one
  */
 struct peer {
     uint64_t id, base, next, head, acked, message, status;
-    int64_t heard, acked_at, next_at;
-    bool alive, settled, stuck;
+    int64_t heard, next_at;
+    bool alive, settled, near;
     struct buffer in;
 };
 
@@ -929,21 +927,27 @@ static struct bus {
  *   way, has a history that somebody really saw, words of the dead included.
  * - A message is taken from a client only if all live peers have our stream but
  *   for the last WINDOW datagrams. Nobody waits for a peer that is new, or that
- *   makes no progress for ALIVE_TIME, until it has caught up.
+ *   lacks what is ALIVE_TIME old, until it has caught up.
  *
  * An HMAC guards each datagram, if there is a secret. A recording is no danger:
  * DATA is taken once, by number, and a STATUS only if its number is higher than
- * the last one's. The first one has to name us: so it cannot be older than we
- * are. Clocks do not matter.
+ * the last one's. The first one has to name us, so it cannot be older than we
+ * are. This is how two meet; clocks do not matter:
+ *
+ *         9, a newcomer                  7
+ *          | --- STATUS of 9 ----------> |  may be a recording: it only answers
+ *          | <-- STATUS of 7 and 9 ----- |
+ *   trusts | --- STATUS of 9 and 7 ----> |  trusts 9
+ *        7 | <-- DATA, the history ----- |
  */
 #define ALIVE_TIME  5000  /* of silence, or without progress */
 #define RECENT      1100  /* who lives has said something since then */
 #define GIVE_UP     20000 /* then what is missing is lost */
-#define HELLO_TIME  300   /* if nobody answers for so long, we are alone */
-#define CATCH_UP    2000  /* for the history, then clients are let in */
-#define BEAT_FIRST  20    /* after the last DATA, doubling to a second */
-#define ASK_MAX     400   /* the longest pause while we lack something */
-#define RESEND_TIME 4     /* between two of the same DATA, at least */
+#define HELLO_TIME  300  /* that a newcomer listens, then lets clients in ... */
+#define CATCH_UP    2000 /* ... or, as long as it lacks something, by then */
+#define BEAT_FIRST  20   /* after the last DATA, doubling to a second */
+#define ASK_MAX     400  /* the longest pause while we lack something */
+#define RESEND_TIME 4    /* between two of the same DATA, at least */
 
 static struct peer *const self = bus.peers;
 static struct peer *const peers_end = bus.peers + PEERS_MAX;
@@ -960,8 +964,7 @@ static struct peer *peer_get(uint64_t id, bool make) {
     if (!make || !place) return NULL;
     buffer_clear(&place->in);
     /* Only a STATUS of its own shows that it is alive. */
-    *place =
-        (struct peer){.id = id, .stuck = true, .heard = s.now - ALIVE_TIME};
+    *place = (struct peer){.id = id, .heard = s.now - ALIVE_TIME};
     return place;
 }
 
@@ -982,7 +985,7 @@ static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
     if (old && k->d.number >= old->base && k->d.number < old->next)
         old->base = k->d.number + 1; /* so there is no hole in [base, next) */
     bus.place[p - self][d->number % KEPT] = place;
-    k->sent = s.now;
+    k->first = k->sent = s.now;
     k->size = size;
     memcpy(&k->d, d, size);
 }
@@ -1035,7 +1038,7 @@ static void bus_post(const char *name, struct message m) {
  * datagrams? */
 static bool bus_room(uint64_t window) {
     for (struct peer *p = self + 1; p < peers_end; p++)
-        if (p->id && !p->stuck && p->acked + window < self->next) return false;
+        if (p->near && p->acked + window < self->next) return false;
     return true;
 }
 
@@ -1046,8 +1049,8 @@ static uint64_t peer_gap(const struct peer *p) {
     return gap;
 }
 
-static void bus_send_status(uint8_t kind, uint8_t flags) {
-    struct datagram d = {.kind = kind, .number = ++self->status};
+static void bus_send_status(uint8_t flags) {
+    struct datagram d = {.kind = STATUS, .number = ++self->status};
     struct entry *e = d.known;
     d.flags = s.settled ? flags | SETTLED : flags;
     for (struct peer *p = self; p < peers_end && p->id; p++)
@@ -1060,7 +1063,7 @@ static void peer_skip(struct peer *p, uint64_t next) {
     /* A dead one's next gap has waited as long, but was not asked for yet. */
     p->next_at = s.now - (p->alive || !p->base ? 0 : GIVE_UP - CATCH_UP);
     p->base = p->next = next;
-    bus.pause = 2;  /* so ask soon */
+    bus.pause = 2 + random() % 4; /* so ask soon */
     p->in.size = 0; /* pieces of what is lost, or what waits for room */
 }
 
@@ -1152,15 +1155,14 @@ static void bus_send_history(const struct entry *has, const struct entry *end) {
 }
 
 /* A peer tells how far the streams go that it knows. We believe a sender about
- * itself, and anybody about the dead; a newcomer, who cannot tell yet who is
- * dead, believes anybody, and takes over all that a settled peer knows. */
+ * itself, and anybody about the dead; as newcomers, who cannot tell yet who is
+ * dead, we believe all of it. */
 static void bus_heads_in(const struct peer *from, const struct entry *e,
                          const struct entry *end) {
     for (; e < end; e++) {
-        bool adopt = e->id == from->id || (from->settled && !s.settled);
-        struct peer *p = e->base ? peer_get(e->id, adopt) : NULL;
-        if (!p || p == self || !(p->base || adopt)) continue;
-        if (p != from && p->alive && s.settled) continue;
+        bool believe = e->id == from->id || !s.settled;
+        struct peer *p = e->base ? peer_get(e->id, believe) : NULL;
+        if (!p || p == self || (!believe && (p->alive || !p->base))) continue;
         if (e->next > p->head) bus.pause = 2 + random() % 4; /* there is more */
         if (e->next > p->head) p->head = e->next;
         if (e->base > p->next) peer_skip(p, e->base);
@@ -1181,12 +1183,10 @@ static void bus_status_in(const struct datagram *d, size_t size) {
     if (!from || d->number <= from->status) return;
     if (ours == end && !from->status) return;
     from->status = d->number;
-    from->heard = d->kind == LEAVE ? s.now - ALIVE_TIME : s.now;
+    from->heard = d->flags & LEAVES ? s.now - ALIVE_TIME : s.now;
     from->settled = d->flags & SETTLED;
-    if (ours < end && ours->next > from->acked && ours->next <= self->next) {
+    if (ours < end && ours->next > from->acked && ours->next <= self->next)
         from->acked = ours->next;
-        from->acked_at = s.now;
-    }
     bus_heads_in(from, known, end);
     if (d->flags & LACKS && from->settled) bus_repair(known, end);
     else if (d->flags & LACKS && s.settled) bus_send_history(known, end);
@@ -1214,8 +1214,8 @@ static void bus_readable(void) {
     bus.ask_at = s.now + bus.pause;
 }
 
-/* Does it live, is it stuck? Gives up what nobody sends any more. Returns
- * whether something is missing. */
+/* Finds out if a peer lives and gets on with our stream, and gives up what
+ * nobody sends us of its own. Returns whether something of it is missing. */
 static bool peer_tick(struct peer *p) {
     bool alive = s.now - p->heard < ALIVE_TIME, same = alive == p->alive;
     if (!same) warnx("peer %016jx %s", p->id, alive ? "joined" : "left");
@@ -1225,28 +1225,26 @@ static bool peer_tick(struct peer *p) {
     bool missing = p->next < p->head && !peer_kept(p, p->next);
     if (!missing || !same) p->next_at = s.now;
     if (s.now - p->next_at >= GIVE_UP) peer_skip(p, peer_gap(p));
-    /* Does it get on with ours? */
-    if (p->acked >= self->next) p->acked_at = s.now;
-    bool near = p->acked + (p->settled ? WINDOW : 0) >= self->next;
-    if (near && p->acked_at == s.now) p->stuck = false; /* it moves */
-    bool slow = s.now - p->acked_at >= ALIVE_TIME;
-    if (!p->stuck && slow && s.now - p->heard < RECENT) /* else it leaves */
+    /* Does it get on with ours? Who is waited for lacks less than two windows:
+     * one, and the pieces of a message. Else it has been away. */
+    const struct kept *k = peer_kept(self, p->acked);
+    uint64_t lacks = self->next - p->acked;
+    bool late = lacks > 0 && (!k || s.now - k->first >= ALIVE_TIME);
+    if (late && p->near && s.now - p->heard < RECENT) /* else it leaves */
         warnx("peer %016jx makes no progress", p->id);
-    p->stuck |= slow || !alive;
+    p->near = p->settled && !late && lacks < 2 * WINDOW;
     return missing;
 }
 
 /* What is due by time. Returns when it is again. */
 static int64_t bus_tick(void) {
-    bool missing = false, met = false;
+    bool missing = false;
     for (struct peer *p = self + 1; p < peers_end && p->id; p++) {
         if (!peer_take(p)) s.waiting = true;
         missing |= peer_tick(p);
-        met |= p->settled;
     }
     /* Have we the history? */
-    bool complete = !missing && s.now >= (met ? 0 : HELLO_TIME);
-    if (!s.settled && (complete || s.now >= CATCH_UP)) {
+    if (!s.settled && s.now >= (missing ? CATCH_UP : HELLO_TIME)) {
         s.settled = true;
         bus.status_at = s.now; /* the others have to know */
     }
@@ -1259,7 +1257,7 @@ static int64_t bus_tick(void) {
      * pause begins at 0, which would stay 0 if it only doubled.) */
     bool again = s.now >= bus.ask_at;
     if (!again && s.now < bus.status_at) return min(bus.ask_at, bus.status_at);
-    bus_send_status(STATUS, again ? bus.flags : 0);
+    bus_send_status(again ? bus.flags : 0);
     if (again) bus.pause = min(bus.pause * 2 + 1, bus.flags ? ASK_MAX : SECOND);
     if (again) bus.ask_at = s.now + bus.pause;
     bus.status_at = s.now + SECOND;
@@ -1331,7 +1329,7 @@ static void bus_addresses(void) {
 
 /* Binds to the group, or to the first of the list that is an address of ours.
  * If none is (behind NAT), to the first one's port. The key is the first line
- * of the secret's file, hashed. */
+ * of the secret's file, hashed, and the version of our datagrams. */
 static void bus_open(void) {
     const char *secret = s.option['s'];
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -1357,6 +1355,7 @@ static void bus_open(void) {
         if (to++ == any) must(-1, s.option['b']);
     self->id = clock_us(CLOCK_REALTIME) << 8 | getpid() % 256;
     self->base = self->next = self->message = bus.posted = self->alive = 1;
+    bus.key[SHA1_SIZE] = 2; /* so other versions are of another secret */
     srandom(self->id);
 }
 
@@ -2351,6 +2350,6 @@ int main(int argc, char **argv) {
     options_parse(argc, argv);
     server_open();
     server_run();
-    if (bus.fd) bus_send_status(LEAVE, 0);
+    if (bus.fd) bus_send_status(LEAVES);
     return 0;
 }

@@ -431,8 +431,8 @@ INSANE = [struct.pack("<Q", number) for number in
           (0, 1, 63, 64, 8192, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)]
 
 def signed(key, body):
-    """A datagram; `key` is SHA1 of the secret."""
-    return hmac.digest(key, body, "sha1") + body
+    """A datagram; `key` is SHA1 of the secret, and behind it comes the version."""
+    return hmac.digest(key + b"\2", body, "sha1") + body
 
 def unsigned(recorded):
     """What one without the secret may send: noise, recordings, altered ones."""

@@ -246,7 +246,7 @@ static unsigned take(void) {
 }
 
 static void datagram(void) {
-    struct datagram d = {.kind = 1 + take() % 3, .flags = take()};
+    struct datagram d = {.kind = 1 + take() % 2, .flags = take()};
     size_t n = take(), size = DATA_HEADER + n * 4;
     d.sender = 101 + take() % 3;
     d.number = take();
