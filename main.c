@@ -442,7 +442,8 @@ enum protocol { HTTP, WEBSOCKET, NATS };
  * held        the capacity of out and in, as counted in s.held
  * in          [0, done) the message so far, [read, size) not looked at yet
  * file        what is being sent to it; 0: none
- * since       when it began to hold something, or made progress with it
+ * since       when it began to hold something, or made progress with it: see
+ *             server_bound
  * deadline    then client_late decides
  * link        what points to this client: the channel's list, or the `next` of
  *             the one before it
@@ -468,7 +469,8 @@ struct client {
 /* A channel without a ring was never used, and so are all behind it.
  *
  * count       of the messages in the log
- * low         every client was sent at least up to here; exact after a flush
+ * low         every client was sent at least up to here, and after a flush that
+ *             is exact (else we wait once more than we must)
  * cut_at      not 0: the log is full, nobody may talk, and who is still behind
  *             then is cut off
  * dirty       the log has something new
@@ -659,11 +661,11 @@ static struct client *client_add(int fd, enum protocol protocol) {
     return c;
 }
 
-/* Returns how many bytes went out; if not all, the client is blocked. */
+/* Returns how many bytes went out; if none, the client is blocked. */
 static size_t client_send(struct client *c, void *at, size_t size) {
     ssize_t n = c->tls ? tls_move(c, true, at, size) : send(c->fd, at, size, 0);
     if (n <= 0 && errno != EAGAIN) client_drop(c);
-    c->blocked = n < (ssize_t)size;
+    c->blocked = n <= 0;
     if (n > 0 && c->closing) c->deadline = s.now + IDLE_TIME;
     return n > 0 ? n : 0;
 }
@@ -858,7 +860,7 @@ struct datagram {
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "see above");
 
 struct kept {
-    int64_t first, sent; /* when it was first, and last, on the network */
+    int64_t sent; /* when it was last seen on the network */
     size_t size;
     struct datagram d;
 };
@@ -875,16 +877,18 @@ struct kept {
  * message     the number of its message that comes next; 0: we do not know
  * status      the number of its latest STATUS
  * heard       when it last said something, ...
+ * acked_at    ... got on with our stream, or had all of it, ...
  * next_at     ... and when something of its stream came, or we had all of it
  * alive       it was heard within ALIVE_TIME; only peer_tick changes it. We are
  *             from the start, so nobody is put into our place
  * settled     it is alive, and no newcomer any more
- * near        it is settled, and gets on with our stream: we wait for it
+ * near        we wait for it: once settled, it came within a window of the end of
+ *             our stream, and has not stopped since
  * in          messages that wait for room, or the first pieces of one
  */
 struct peer {
     uint64_t id, base, next, head, acked, message, status;
-    int64_t heard, next_at;
+    int64_t heard, acked_at, next_at;
     bool alive, settled, near;
     struct buffer in;
 };
@@ -898,10 +902,12 @@ struct peer {
  * out         messages to be sent at the end of the round, in one datagram; or
  *             a single one that is too large for that
  * posted      the number of the message that is posted next
- * status_at   when a STATUS is due in any case
- * flags       LACKS and WAITS, if we have to ask the others for something
- * ask_at      when one is due because we lack something, or have sent DATA
- * pause       from ask_at to the next ask_at: it doubles, up to a second
+ *
+ * A STATUS is sent at two times, of which the first wakes us:
+ * status_at   a receipt is due: after a second, or since somebody needs it
+ * ask_at      it is time to ask for what we lack, or to tell how far our DATA
+ *             went. Then it is time again after `pause`, which doubles
+ * flags       what the next one asks for: LACKS and WAITS, or nothing
  */
 static struct bus {
     int fd, to_count;
@@ -927,7 +933,7 @@ static struct bus {
  *   way, has a history that somebody really saw, words of the dead included.
  * - A message is taken from a client only if all live peers have our stream but
  *   for the last WINDOW datagrams. Nobody waits for a peer that is new, or that
- *   lacks what is ALIVE_TIME old, until it has caught up.
+ *   makes no progress for ALIVE_TIME, until it has caught up.
  *
  * An HMAC guards each datagram, if there is a secret. A recording is no danger:
  * DATA is taken once, by number, and a STATUS only if its number is higher than
@@ -985,7 +991,7 @@ static void bus_keep(struct peer *p, const struct datagram *d, size_t size) {
     if (old && k->d.number >= old->base && k->d.number < old->next)
         old->base = k->d.number + 1; /* so there is no hole in [base, next) */
     bus.place[p - self][d->number % KEPT] = place;
-    k->first = k->sent = s.now;
+    k->sent = s.now;
     k->size = size;
     memcpy(&k->d, d, size);
 }
@@ -1060,7 +1066,8 @@ static void bus_send_status(uint8_t flags) {
 
 /* Goes on at `next`: what is missing before is given up, or we begin there. */
 static void peer_skip(struct peer *p, uint64_t next) {
-    /* A dead one's next gap has waited as long, but was not asked for yet. */
+    /* A dead one's next gap has waited as long, but was not asked for yet: it
+     * has CATCH_UP. For others, GIVE_UP begins again. */
     p->next_at = s.now - (p->alive || !p->base ? 0 : GIVE_UP - CATCH_UP);
     p->base = p->next = next;
     bus.pause = 2 + random() % 4; /* so ask soon */
@@ -1147,7 +1154,8 @@ static void bus_send_history(const struct entry *has, const struct entry *end) {
         struct kept *k = &bus.kept[(bus.kept_end + i) % KEPT];
         const struct entry *e = has;
         while (e < end && e->id != k->d.sender) e++;
-        /* It has that (then the difference wraps), or it is too far ahead. */
+        /* It has that (below `next`, the difference is huge), or this is too
+         * far ahead for it. */
         if (e == end || k->d.number - e->next >= WINDOW) continue;
         bus_resend(k);
         count++;
@@ -1162,6 +1170,7 @@ static void bus_heads_in(const struct peer *from, const struct entry *e,
     for (; e < end; e++) {
         bool believe = e->id == from->id || !s.settled;
         struct peer *p = e->base ? peer_get(e->id, believe) : NULL;
+        /* Else it has to be one of the dead, and one that we know. */
         if (!p || p == self || (!believe && (p->alive || !p->base))) continue;
         if (e->next > p->head) bus.pause = 2 + random() % 4; /* there is more */
         if (e->next > p->head) p->head = e->next;
@@ -1185,8 +1194,10 @@ static void bus_status_in(const struct datagram *d, size_t size) {
     from->status = d->number;
     from->heard = d->flags & LEAVES ? s.now - ALIVE_TIME : s.now;
     from->settled = d->flags & SETTLED;
-    if (ours < end && ours->next > from->acked && ours->next <= self->next)
+    if (ours < end && ours->next > from->acked && ours->next <= self->next) {
         from->acked = ours->next;
+        from->acked_at = s.now;
+    }
     bus_heads_in(from, known, end);
     if (d->flags & LACKS && from->settled) bus_repair(known, end);
     else if (d->flags & LACKS && s.settled) bus_send_history(known, end);
@@ -1210,7 +1221,7 @@ static void bus_readable(void) {
         else if (d.kind != DATA) bus_status_in(&d, size);
         else if (p && p->base) bus_data_in(p, &d, size);
     }
-    /* There may be more, and in it what we lack: this is no time to ask. */
+    /* So much for this round. There is more, and in it may be what we lack. */
     bus.ask_at = s.now + bus.pause;
 }
 
@@ -1225,14 +1236,14 @@ static bool peer_tick(struct peer *p) {
     bool missing = p->next < p->head && !peer_kept(p, p->next);
     if (!missing || !same) p->next_at = s.now;
     if (s.now - p->next_at >= GIVE_UP) peer_skip(p, peer_gap(p));
-    /* Does it get on with ours? Who is waited for lacks less than two windows:
-     * one, and the pieces of a message. Else it has been away. */
-    const struct kept *k = peer_kept(self, p->acked);
+    /* Does it get on with ours? */
     uint64_t lacks = self->next - p->acked;
-    bool late = lacks > 0 && (!k || s.now - k->first >= ALIVE_TIME);
+    if (lacks == 0) p->acked_at = s.now;
+    bool late = s.now - p->acked_at >= ALIVE_TIME;
     if (late && p->near && s.now - p->heard < RECENT) /* else it leaves */
         warnx("peer %016jx makes no progress", p->id);
-    p->near = p->settled && !late && lacks < 2 * WINDOW;
+    if (lacks <= WINDOW && p->acked_at == s.now) p->near = p->settled;
+    if (late || !alive) p->near = false;
     return missing;
 }
 
@@ -1701,15 +1712,17 @@ static struct channel *request_channel(struct request *r, bool talks) {
 
 /* Posts a message. HEAD only checks whether it is one. */
 static void answer_send(struct request *r) {
-    const char *query = field(r, "?message");
+    const char *query = field(r, "?message"), *wrong = NULL;
     struct message m = {TEXT, r->raw + r->size, r->body_size};
-    struct channel *ch = request_channel(r, true);
     if (query) m = (struct message){TEXT, query, strlen(query)};
+    if (!query && m.size == 0) wrong = "?message not provided";
+    if (m.size > MESSAGE_MAX || !utf8_valid(m.bytes, m.size))
+        wrong = "not UTF-8, or too long\n";
+    if (wrong) respond(r, BAD, wrong);
+    /* To make the channel may cost an old one, so that comes last. */
+    struct channel *ch = wrong ? NULL : request_channel(r, !r->head);
     if (!ch) return;
-    if (!query && m.size == 0) respond(r, BAD, "?message not provided");
-    else if (m.size > MESSAGE_MAX || !utf8_valid(m.bytes, m.size))
-        respond(r, BAD, "not UTF-8, or too long\n");
-    else if (r->head || server_room(ch, m.size)) {
+    if (r->head || server_room(ch, m.size)) {
         if (!r->head) server_post(ch, m);
         respond(r, "200 OK", "message sent");
     } else r->client->waiting = true;

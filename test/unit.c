@@ -473,9 +473,10 @@ static void bus_waits(void) {
         uint64_t has;
         bool settled, waits;
     } cases[] = { { 201, false, false }, { 201, true, true },
-                  { 74, true, true }, { 73, true, false } };
+                  { 137, true, true }, { 136, true, false } };
     for (size_t i = 0; i < COUNT(cases); i++) {
         struct peer *p = bus_pair(200);
+        p->near = false; /* it was away */
         status(cases[i].settled, 2,
                KNOWN({ 7, 1, 1, 1 }, { 9, 1, cases[i].has, cases[i].has }));
         bus_tick();
