@@ -691,6 +691,7 @@ static void client_flush(struct client *c) {
             buffer_clear(&c->out);
             c->sent = 0;
             c->since = s.now;
+            c->blocked = c->file; /* others first, then its next piece */
         } else if (c->file && size > 0) { /* the next piece of it */
             size = min(size, READ_SIZE);
             char *room = buffer_reserve(&c->out, size);
@@ -882,8 +883,8 @@ struct kept {
  * alive       it was heard within ALIVE_TIME; only peer_tick changes it. We are
  *             from the start, so nobody is put into our place
  * settled     it is alive, and no newcomer any more
- * near        we wait for it: once settled, it came within a window of the end of
- *             our stream, and has not stopped since
+ * near        we wait for it: once settled, it came within a window of our
+ *             stream's end, and has not stopped since
  * in          messages that wait for room, or the first pieces of one
  */
 struct peer {
