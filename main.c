@@ -691,8 +691,8 @@ static void client_flush(struct client *c) {
             buffer_clear(&c->out);
             c->sent = 0;
             c->since = s.now;
-            c->blocked = c->file; /* others first, then its next piece */
-        } else if (c->file && size > 0) { /* the next piece of it */
+            c->blocked = c->file && size > READ_SIZE; /* others first */
+        } else if (c->file && size > 0) {             /* the next piece of it */
             size = min(size, READ_SIZE);
             char *room = buffer_reserve(&c->out, size);
             ssize_t n = pread(c->file, room, size, c->cursor);
