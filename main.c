@@ -614,7 +614,7 @@ static void client_drop(struct client *c) {
 /* "127.0.0.1", also where IPv6 calls it ::ffff:127.0.0.1. */
 static const char *client_address(const struct client *c) {
     static char text[NI_MAXHOST];
-    struct sockaddr from[4]; /* an IPv6 address takes two */
+    struct sockaddr from[2]; /* as an IPv6 address takes two */
     socklen_t size = sizeof from;
     if (getpeername(c->fd, from, &size) ||
         getnameinfo(from, size, text, sizeof text, NULL, 0, NI_NUMERICHOST))
@@ -677,7 +677,10 @@ static size_t client_send(struct client *c, void *at, size_t size) {
  *
  * Each turn does the first that applies, in the order in which things go out.
  * boundary == cursor: no frame has begun to go out, so private bytes may. At
- * last the boundary moves to the log's head; the next turn sends all that. */
+ * last the boundary moves to the log's head; the next turn sends all that. For
+ * example, both are 100 and the head is 300: the boundary becomes 300. If the
+ * kernel takes 50 bytes, the cursor is 150, and a pong waits until it is 300.
+ * Of a file, a round sends one piece, since there may always be room for it. */
 static void client_flush(struct client *c) {
     struct log *log = c->channel ? &c->channel->log : NULL;
     while (!c->dead && !c->blocked && !c->shut) {
@@ -692,7 +695,7 @@ static void client_flush(struct client *c) {
             c->sent = 0;
             c->since = s.now;
             c->blocked = c->file && size > READ_SIZE; /* others first */
-        } else if (c->file && size > 0) {             /* the next piece of it */
+        } else if (c->file && size > 0) {
             size = min(size, READ_SIZE);
             char *room = buffer_reserve(&c->out, size);
             ssize_t n = pread(c->file, room, size, c->cursor);
@@ -722,7 +725,8 @@ static void client_flush(struct client *c) {
  * client that was not within SLOW_TIME is cut off.
  */
 
-/* Finds a channel. What nobody has made is empty, and has no ring. */
+/* Finds a channel. What nobody has made is empty, and has no ring. (Places that
+ * were never used have no name, either, but "" was made first.) */
 static struct channel *channel_find(const char *name) {
     static struct channel none;
     struct channel *ch = s.channels, *end = ch + CHANNELS_MAX;
@@ -1927,7 +1931,7 @@ static void websocket_open(struct request *r) {
     struct channel *ch = good ? request_channel(r, true) : NULL;
     /* Who wants the history of a full log would be late from the start. */
     c->waiting = ch && history && ch->cut_at;
-    if (good && (!ch || c->waiting)) return;
+    if (good && (!ch || c->waiting)) return; /* without a channel: answered */
     buffer_print(&r->headers, "Upgrade: websocket\r\n");
     if (!good) buffer_print(&r->headers, "Sec-WebSocket-Version: 13\r\n");
     if (!right) respond(r, "426 Upgrade Required", "version 13, please\n");
@@ -1981,6 +1985,8 @@ static void websocket_message(struct client *c, struct message m) {
  *
  *   in:  the message so far | handled | the frame, what is behind it |
  *        0                done      read                          size
+ *
+ * What is handled, client_process cuts out at the end.
  */
 static bool websocket_step(struct client *c, struct buffer *in) {
     char *at = in->bytes + c->read, *out = in->bytes + c->done;
@@ -2136,10 +2142,10 @@ static void server_tend(void) {
     }
     if (s.now < s.second_at) return;
     s.second_at = s.now + SECOND;
-    s.accept_due = true; /* there may be descriptors by now */
+    s.accept_due = true; /* there may be descriptors by now ... */
     if (nats.addresses && !nats.client && !s.stop_at) nats_connect();
     if (nats.addresses && s.now >= CATCH_UP) s.settled = true;
-    bus_join();
+    bus_join(); /* ... or an interface */
 }
 
 /* Lets in those who wait. Without descriptors, we try again in a second. */
