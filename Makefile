@@ -20,7 +20,7 @@ $(BUILD)/chat-short: main.c index.html
 	$(COMPILE) -DSECOND=200 -DUNFINISHED_MAX=4194304 -DCHANNELS_MAX=8 \
 	    -DHISTORY=65536 -DMESSAGE_MAX=16000 main.c -o $@
 $(BUILD)/chat-large: main.c index.html
-	$(COMPILE) -DMESSAGE_MAX=16777216 -DHISTORY=67108864 main.c -o $@
+	$(COMPILE) -DMESSAGE_MAX=16777216 -DHISTORY=67108864 -DUNFINISHED_MAX=1073741824 main.c -o $@
 $(BUILD)/chat-tls: main.c index.html
 	$(COMPILE) -DTLS main.c -o $@ -lssl -lcrypto
 $(BUILD)/fuzz: test/fuzz.c main.c index.html

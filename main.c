@@ -158,9 +158,9 @@ static void buffer_escape(struct buffer *b, const char *text, size_t size,
                           const char *safe, const char *format) {
     for (size_t i = 0; i < size; i++) {
         uint8_t c = text[i];
-        char escape[8] = {c};
-        if (!c || !strchr(safe, min(c, 0x80))) sprintf(escape, format, c);
-        buffer_add(b, escape, strlen(escape));
+        char *at = buffer_reserve(b, 8);
+        *at = c;
+        b->size += c && strchr(safe, min(c, 0x80)) ? 1 : sprintf(at, format, c);
     }
 }
 
@@ -486,7 +486,6 @@ struct channel {
 };
 
 /* option      by letter; NULL: not given
- * home        the folder in which we were started
  * tls         for new clients; NULL: plain TCP
  * settled     the history is here: clients are let in
  * accept_due  somebody waits to be let in
@@ -497,17 +496,18 @@ struct channel {
  * stop_at     0, or when we end at the latest
  * clients     by descriptor; none is at clients_end or behind it
  * held        bytes of input and answers, of all clients
+ * answered    bytes in this round; if they are many, requests wait for the next
  * input       what was just read, of whichever client
  */
 static struct server {
     const char *option[128], *origins[16];
-    int origin_count, epoll, listener, home;
+    int origin_count, epoll, listener;
     struct ssl_ctx_st *tls;
     bool settled, accept_due, waiting, dirty;
     int64_t now, second_at, stop_at;
     struct client *clients[1 << 20], *dead;
     int clients_end, connected;
-    size_t held, turn;
+    size_t held, turn, answered;
     struct channel channels[CHANNELS_MAX];
     struct buffer input;
 } s;
@@ -538,6 +538,7 @@ static void tls_load(void) {
     must(tls ? 0 : -1, "SSL_CTX_new");
     SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION);
     SSL_CTX_set_options(tls, SSL_OP_NO_RENEGOTIATION);
+    SSL_CTX_clear_mode(tls, SSL_MODE_AUTO_RETRY); /* a record at a time */
     SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE |
                               SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
                               SSL_MODE_RELEASE_BUFFERS);
@@ -565,7 +566,9 @@ static int tls_move(struct client *c, bool send, void *at, int size) {
     int error = SSL_get_error(c->tls, n);
     bool write = error == SSL_ERROR_WANT_WRITE;
     c->blocked |= write; /* also when reading */
-    errno = write || error == SSL_ERROR_WANT_READ ? EAGAIN : ECONNRESET;
+    /* To send never has to wait for half a record of the client's. */
+    bool read = error == SSL_ERROR_WANT_READ && !send;
+    errno = write || read ? EAGAIN : ECONNRESET;
     return -1;
 }
 
@@ -770,10 +773,11 @@ static bool channel_room(struct channel *ch, size_t size) {
     struct log log = ch->log;
     uint64_t count = ch->count;
     struct message m;
+    if (ch->cut_at) return false; /* until channel_flush finds all up to date */
     for (; log.head + FRAME_HEADER_MAX + size - log.tail > LOG_SIZE; count--)
         log.tail += frame_read(log_at(&log, log.tail), &m);
-    if (!ch->cut_at && ch->low < log.tail) ch->cut_at = s.now + SLOW_TIME;
-    if (ch->cut_at) return false; /* until channel_flush finds all up to date */
+    if (ch->low < log.tail) ch->cut_at = s.now + SLOW_TIME;
+    if (ch->cut_at) return false;
     ch->log = log;
     ch->count = count;
     return true;
@@ -835,7 +839,7 @@ static bool channel_deliver(const char *name, struct message m) {
  * SETTLED: I am not new. LACKS: send me what I lack. WAITS: tell me what you
  * have of mine. LEAVES: this is my last one.
  */
-enum { DATA = 1, STATUS };
+enum { DATA = 4, STATUS }; /* other versions have other numbers */
 enum { SETTLED = 1, LACKS = 2, WAITS = 4, LEAVES = 8 };
 #define DATA_MAX  1152 /* so that an MTU of 1,280 never cuts it in two */
 #define WINDOW    64   /* if more than that is not acknowledged, talkers wait */
@@ -1223,8 +1227,8 @@ static void bus_readable(void) {
         if (!wrong) hmac(bus.key, &d.kind, size - SHA1_SIZE, mac);
         for (int j = 0; j < SHA1_SIZE; j++) wrong |= mac[j] != d.mac[j];
         if (wrong) tell("bus", "a datagram not of ours, or of another secret");
-        else if (d.kind != DATA) bus_status_in(&d, size);
-        else if (p && p->base) bus_data_in(p, &d, size);
+        else if (d.kind == STATUS) bus_status_in(&d, size);
+        else if (d.kind == DATA && p && p->base) bus_data_in(p, &d, size);
     }
     /* So much for this round. There is more, and in it may be what we lack. */
     bus.ask_at = s.now + bus.pause;
@@ -1259,11 +1263,8 @@ static int64_t bus_tick(void) {
         if (!peer_take(p)) s.waiting = true;
         missing |= peer_tick(p);
     }
-    /* Have we the history? */
-    if (!s.settled && s.now >= (missing ? CATCH_UP : HELLO_TIME)) {
-        s.settled = true;
-        bus.status_at = s.now; /* the others have to know */
-    }
+    /* Have we the history? Our next STATUS tells that we are settled. */
+    s.settled |= s.now >= (missing ? CATCH_UP : HELLO_TIME);
     /* Have we to ask for something? */
     bus.flags = missing ? LACKS : 0;
     if (!bus_room(s.stop_at ? 0 : WINDOW)) bus.flags |= WAITS;
@@ -1285,10 +1286,11 @@ static int64_t bus_tick(void) {
  * secret. Left out: IPv6, and finding peers beyond one network.
  */
 
-/* Joins the group by the interface's name: made anew, it is another one. */
+/* Joins the group by the interface's name: made anew, it is another one. (To
+ * ask for it takes a descriptor. Without one, it may be there all the same.) */
 static void bus_join(void) {
     unsigned interface = bus.group ? if_nametoindex(s.option['i']) : 0;
-    if (interface == bus.interface) return;
+    if (interface == bus.interface || (!interface && errno != ENODEV)) return;
     struct ip_mreqn member = {bus.to->sin_addr, {0}, bus.interface};
     if (s.now > 0) /* not at the start */
         warnx("bus: %s is %s", s.option['i'], interface ? "back" : "gone");
@@ -1345,7 +1347,7 @@ static void bus_addresses(void) {
 
 /* Binds to the group, or to the first of the list that is an address of ours.
  * If none is (behind NAT), to the first one's port. The key is the first line
- * of the secret's file, hashed, and the version of our datagrams. */
+ * of the secret's file, hashed. */
 static void bus_open(void) {
     const char *secret = s.option['s'];
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -1371,7 +1373,6 @@ static void bus_open(void) {
         if (to++ == any) must(-1, s.option['b']);
     self->id = clock_us(CLOCK_REALTIME) << 8 | getpid() % 256;
     self->base = self->next = self->message = bus.posted = self->alive = 1;
-    bus.key[SHA1_SIZE] = 2; /* so other versions are of another secret */
     srandom(self->id);
 }
 
@@ -1456,9 +1457,8 @@ static void nats_line(struct client *c, char *line) {
     else if (!strcmp(line, "PONG") && !c->joined) {
         warnx("joined %s", s.option['b']);
         c->joined = s.settled = true;
-    } else if (*line == '-') { /* an error; no byte of it rules a terminal */
-        for (char *at = line; *at; at++)
-            if (*at < ' ' || *at > '~') *at = '?';
+    } else if (*line == '-') { /* an error, up to what could rule a terminal */
+        line[strspn(line, LINE "\"\\")] = '\0';
         tell("bus", line);
     }
 }
@@ -1800,8 +1800,9 @@ static const char *mime_type(const char *path) {
 static void answer_listing(struct request *r, int folder) {
     struct dirent **entries = NULL;
     struct buffer b = {0};
-    int count = fchdir(folder) ? 0 : scandir(".", &entries, NULL, alphasort);
-    must(fchdir(s.home), "fchdir");
+    char path[40];
+    sprintf(path, "/proc/self/fd/%d", folder);
+    int count = scandir(path, &entries, NULL, alphasort);
     buffer_print(&b,
                  "<!doctype html>\n<meta name='viewport' "
                  "content='width=device-width'>\n<p><a href='../'>..</a>\n");
@@ -1869,7 +1870,7 @@ static void respond_file(struct request *r, int fd, const struct stat *st) {
 
 /* A name that ends with a slash is a folder's, so that the links in it work. */
 static void answer_file(struct request *r) {
-    const char *path = r->path + strspn(r->path, "/"); /* "//" is a host */
+    const char *last = strrchr(r->path, '/') + 1;
     char name[HEADER_MAX + 12];
     bool folder = r->path[strlen(r->path) - 1] == '/';
     struct stat st = {0};
@@ -1881,8 +1882,8 @@ static void answer_file(struct request *r) {
     else if (S_ISDIR(st.st_mode) && folder) answer_listing(r, fd);
     else if (S_ISDIR(st.st_mode)) {
         const char *query = strpbrk(r->raw + strlen(r->method) + 1, "? ");
-        buffer_print(&r->headers, "Location: /");
-        buffer_escape(&r->headers, path, strlen(path), URL "/.~", "%%%02X");
+        buffer_print(&r->headers, "Location: ./");
+        buffer_escape(&r->headers, last, strlen(last), URL ".~", "%%%02X");
         buffer_print(&r->headers, "/%.*s\r\n", (int)strcspn(query, " "), query);
         respond(r, "301 Moved Permanently", "it is a folder\n");
     } else respond(r, "404 Not Found", "not found\n");
@@ -1906,7 +1907,7 @@ static void websocket_accept(struct request *r, const char *key) {
     uint8_t digest[SHA1_SIZE];
     int size = sprintf(text, "%.24s%s", key, guid);
     sha1(text, size, digest);
-    buffer_print(&r->headers, "Connection: Upgrade\r\nSec-WebSocket-Accept: ");
+    buffer_print(&r->headers, "Sec-WebSocket-Accept: ");
     buffer_base64(&r->headers, digest, sizeof digest);
     buffer_print(&r->headers, "\r\n");
     r->type = NULL;
@@ -1932,7 +1933,7 @@ static void websocket_open(struct request *r) {
     /* Who wants the history of a full log would be late from the start. */
     c->waiting = ch && history && ch->cut_at;
     if (good && (!ch || c->waiting)) return; /* without a channel: answered */
-    buffer_print(&r->headers, "Upgrade: websocket\r\n");
+    buffer_print(&r->headers, "Upgrade: websocket\r\nConnection: Upgrade\r\n");
     if (!good) buffer_print(&r->headers, "Sec-WebSocket-Version: 13\r\n");
     if (!right) respond(r, "426 Upgrade Required", "version 13, please\n");
     else if (!good) respond(r, BAD, "not a WebSocket handshake\n");
@@ -2044,7 +2045,7 @@ static bool client_request(struct client *c, struct buffer *in) {
     struct request r;
     /* NULL: more is to come; "": it is complete; else it is a status. */
     const char *error = request_parse(&r, in->bytes, in->size);
-    bool late = s.now >= c->deadline, bare = r.size == in->size;
+    bool late = s.now >= c->deadline, bare = !r.old && r.size == in->size;
     r.client = c;
     if (!error && late) error = "408 Request Timeout";
     else if (late && !*error) error = BUSY; /* it was waiting all the time */
@@ -2065,6 +2066,7 @@ static bool client_request(struct client *c, struct buffer *in) {
  * unfinished, and no memory where nothing is. */
 static void client_process(struct client *c) {
     struct buffer *in = c->in.size ? &c->in : &s.input;
+    c->waiting = c->protocol == HTTP && s.answered > 8 * READ_SIZE;
     for (bool more = true; more && !c->closing && !c->waiting && !c->dead;) {
         if (c->protocol == NATS) more = nats_step(c, in);
         else if (c->protocol == WEBSOCKET) more = websocket_step(c, in);
@@ -2080,6 +2082,7 @@ static void client_process(struct client *c) {
     if (in->size == 0) buffer_clear(&c->in);
     else if (in == &s.input) buffer_add(&c->in, in->bytes, in->size);
     s.input.size = 0;
+    s.answered += c->out.size;
     if (c->out.size || c->closing) client_flush(c);
     client_watch(c);
 }
@@ -2197,7 +2200,7 @@ static void server_bound(void) {
 /* The end of a round: lets out what came of it. Returns when the next one has
  * to begin. */
 static int64_t server_flush(void) {
-    s.dirty = false;
+    s.answered = s.dirty = 0;
     /* The latest channel first, as the oldest one is the largest in general. */
     for (struct channel *ch = s.channels + CHANNELS_MAX; ch-- > s.channels;)
         if (ch->dirty || ch->cut_at) channel_flush(ch);
@@ -2342,7 +2345,6 @@ static void server_open(void) {
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = min(limit.rlim_max, 1 << 20);
     setrlimit(RLIMIT_NOFILE, &limit);
-    s.home = must(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC), ".");
     if (s.option['d']) close(must(file_open("/"), s.option['d']));
     if (s.option['C']) tls_load();
     signal(SIGPIPE, SIG_IGN);

@@ -25,7 +25,7 @@ FILTER = f"""table inet bus {{}}; delete table inet bus; table inet bus {{
     chain out {{ type filter hook output priority 0; oifname "eth0" udp dport {PORT} %s; }}; }}
 """
 LOSS = "numgen random mod 100 < %d drop"                # what FILTER drops, and then all both ways
-NO_DATA = "@th,224,8 1 drop"                            # the kind is a datagram's byte 20
+NO_DATA = "@th,224,8 4 drop"                            # the kind is a datagram's byte 20
 CUT = "drop", "drop"
 
 class BusHost(Host):
@@ -431,8 +431,8 @@ INSANE = [struct.pack("<Q", number) for number in
           (0, 1, 63, 64, 8192, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)]
 
 def signed(key, body):
-    """A datagram; `key` is SHA1 of the secret, and behind it comes the version."""
-    return hmac.digest(key + b"\2", body, "sha1") + body
+    """A datagram; `key` is SHA1 of the secret."""
+    return hmac.digest(key, body, "sha1") + body
 
 def unsigned(recorded):
     """What one without the secret may send: noise, recordings, altered ones."""
@@ -453,7 +453,7 @@ def forged(key, recorded, victims, stranger=True):
     for _ in range(random.randrange(4)):                # all numbers stand at 4, 12, and so on
         at, number = random.randrange(12, len(body), 8), random.choice((*INSANE, *victims))
         body[at:at + 8] = random.choice((number, number[:1] + body[at + 1:at + 8]))
-    body[0], body[1] = random.randrange(5), random.randrange(8)
+    body[0], body[1] = random.randrange(3, 7), random.randrange(16)
     return signed(key, bytes(body[:random.choice((1500, 1500, random.randrange(1200)))]))
 
 def case_hostile():

@@ -13,7 +13,7 @@ async function make(page, ...list) {
     const c = Object.assign(new (eval(kind))(name, options), { got: [], told: [] })
     c.addEventListener('message', event => c.got.push(event.data))
     c.addEventListener('gap', () => c.got.push('-'))
-    for (const type of ['sent', 'messageerror'])
+    for (const type of ['sent', 'refused', 'messageerror'])
       c.addEventListener(type, event => c.told.push([type, event.data]))
     return c
   }, list)
@@ -139,15 +139,16 @@ async function standard(kind, left, right) {
 // ---- What Channel adds.
 
 async function wire(a, b, page) {
-  await test('strings travel as text, all else as JSON in binary', async () => {
+  await test('strings travel as text, all else as JSON in binary, but what is too long', async () => {
     const c = await make(page, 'Channel', 'wire'), ws = await ws_open(b, 'wire')
-    await say(c, 'plain: text', { a: [1, null] }, undefined, '\ud800')
-    await until(() => ws.got.length === 4, 'messages')
+    await say(c, 'plain: text', { a: [1, null] }, undefined, '\ud800', 'y'.repeat(70000), 'z')
+    await until(() => ws.got.length === 5, 'messages')
     assert.deepEqual(ws.got.map(x => typeof x === 'string' ? x : [`${x}`]),
-      ['plain: text', ['{"a":[1,null]}'], ['null'], ['"\\ud800"']])
+      ['plain: text', ['{"a":[1,null]}'], ['null'], ['"\\ud800"'], 'z'])
     for (const data of ['{"history":3}', Buffer.from(' {"a": "é"} '), Buffer.from([255, 128]),
       Buffer.from('{"a":')]) ws.send(data)
-    assert.deepEqual((await got(c, 6, 'told')).slice(4), Array(2).fill(['messageerror', null]))
+    assert.deepEqual((await got(c, 8, 'told')).map(([type]) => type).slice(4),
+      ['refused', 'sent', 'messageerror', 'messageerror'])
     assert.deepEqual(await got(c, 2), ['{"history":3}', { a: 'é' }])
   })
   await test('a name over 64 bytes: TypeError', async () =>

@@ -207,7 +207,7 @@ def apply(tries, folder, context):
     for file in ("main.c", "index.html", "Makefile"):
         shutil.copy(f"{ROOT}/{file}", folder)
     before = Path(folder, "main.c").read_text().splitlines(True)
-    command = "patch", "-p0", "--batch", "--fuzz=1", "--no-backup-if-mismatch", "-i"
+    command = "patch", "-p0", "--batch", "--fuzz=0", "--no-backup-if-mismatch", "-i"
     done = subprocess.run((*command, patch_of(tries)), cwd=folder, capture_output=True, text=True)
     check(done.returncode == 0, f"{patch_of(tries).name} does not apply any more: {done.stdout}")
     after = Path(folder, "main.c").read_text().splitlines(True)
@@ -246,7 +246,7 @@ def renew():
     for tries in EXERCISES:
         preface = patch_of(tries).read_text().partition("--- main.c\n")[0]
         with tempfile.TemporaryDirectory() as folder:
-            patch_of(tries).write_text(preface + "".join(apply(tries, folder, 2)[1]))
+            patch_of(tries).write_text(preface + "".join(apply(tries, folder, 1)[1]))
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--renew"]:

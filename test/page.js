@@ -127,13 +127,13 @@ async function connection(a, b) {
     assert.equal(proxy.heads, 0)
     await page.evaluate(() => {         // counts the answers that the page has, as its time must not run ahead
       const ask = fetch
-      window.answers = 0
-      window.fetch = (...all) => ask(...all).finally(() => window.answers++)
+      window.asked = window.answers = 0
+      window.fetch = (...all) => (window.asked++, ask(...all).finally(() => window.answers++))
     })
     for (let i = 0; i < 6; i++) {
       if (i === 0) await hide(page, false)        // at once
       else await pass(page, 25)
-      await until(() => page.evaluate(n => window.answers > n, i), 'answer to a HEAD')
+      await until(() => page.evaluate(n => answers > n && answers === asked, i), 'answers to all HEADs')
     }
     assert.equal(proxy.opened, 0, 'connected again')
     await type(page, 'before')

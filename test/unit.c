@@ -232,6 +232,28 @@ static void file_test(void) {
     leave(c, far);
 }
 
+/* Of long answers, too, each round has its share. */
+static void answers_test(void) {
+    char bytes[1000];
+    int far[2];
+    start(0);
+    struct channel *ch = channel_get("");
+    struct client *c[] = { member(ch, far), member(ch, far + 1) };
+    memset(bytes, 1, sizeof bytes); /* that is \u0001 */
+    for (int i = 0; i < 99; i++)
+        channel_append(ch, (struct message){ TEXT, bytes, sizeof bytes });
+    for (int i = 0; i < 2; i++) {
+        channel_remove(c[i]);
+        c[i]->protocol = HTTP;
+        send(far[i], "GET /messages HTTP/1.0\r\n\r\n", 26, 0);
+        client_read(c[i], EPOLLIN);
+    }
+    bool waits = c[1]->waiting;
+    server_flush();
+    ok(c[0]->closing && waits && c[1]->closing, "it has its turn, not at once");
+    for (int i = 0; i < 2; i++) leave(c[i], far[i]);
+}
+
 /* A good-bye comes behind all that was said, also to a slow reader. */
 static void goodbye_test(void) {
     char bytes[1000] = "";
@@ -555,7 +577,6 @@ static void faulty(int n) {
     char bytes[3] = "";
     int far;
     start(0);
-    s.home = open(".", O_PATH);
     s.option['d'] = s.option['q'] = ".";
     s.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
     snprintf(name.sun_path + 1, 90, "chat-unit-%d", getpid());
@@ -589,6 +610,7 @@ int main(void) {
     join_test();
     goodbye_test();
     file_test();
+    answers_test();
     bound_test();
     int n = 4, wrong = 0, code = 0, lost = 0, ended = 0;
     for (int size = DATA_MAX - 20; size < DATA_MAX + 5; size++)
