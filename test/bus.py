@@ -132,7 +132,7 @@ def case_away():
 
         def away(seconds, leave, back):
             for c in clients:
-                lab.talk(c, 100, now() + seconds + 2, 3000)
+                lab.talk(c, 60, now() + seconds + 2, 3000)      # half of what is kept, in all
             lab.wait(0.5)
             leave()
             lab.wait(seconds)
