@@ -496,7 +496,7 @@ struct channel {
  * stop_at     0, or when we end at the latest
  * clients     by descriptor; none is at clients_end or behind it
  * held        bytes of input and answers, of all clients
- * answered    bytes in this round; if they are many, requests wait for the next
+ * answered    bytes to requests in this round: if many, more requests wait
  * input       what was just read, of whichever client
  */
 static struct server {
@@ -2053,6 +2053,7 @@ static bool client_request(struct client *c, struct buffer *in) {
     else if (error) client_answer(&r);
     else if (r.body_size && bare && header_has(&r, "Expect", "100-continue"))
         buffer_print(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
+    s.answered += c->out.size;
     return c->protocol == WEBSOCKET;
 }
 
@@ -2082,7 +2083,6 @@ static void client_process(struct client *c) {
     if (in->size == 0) buffer_clear(&c->in);
     else if (in == &s.input) buffer_add(&c->in, in->bytes, in->size);
     s.input.size = 0;
-    s.answered += c->out.size;
     if (c->out.size || c->closing) client_flush(c);
     client_watch(c);
 }
@@ -2139,9 +2139,7 @@ static void server_tend(void) {
         if (leave && c->protocol == HTTP)
             c->deadline = min(c->deadline, s.stop_at - CLOSE_TIME + SECOND);
         if (!c->waiting && s.now >= c->deadline) client_late(c);
-        if (!c->waiting) continue;
-        c->waiting = false;
-        client_process(c);
+        if (c->waiting) client_process(c);
     }
     if (s.now < s.second_at) return;
     s.second_at = s.now + SECOND;

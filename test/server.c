@@ -963,7 +963,7 @@ static void unfinished_test(void) {
 
 static void descriptors_test(void) {
     char command[99];
-    sprintf(command, "ulimit -n 64; exec ./chat -p 0 -b 239.255.80.80:%d",
+    sprintf(command, "ulimit -n 64; " START("chat") "-b 239.255.80.80:%d",
             1024 + getpid() % 64000);
     struct server s = server_start(command);
     struct peer *p[100];

@@ -439,8 +439,8 @@ static void bus_newcomers(void) {
     data(7, 2, "c");
     s.now += RESEND_TIME;
     sent_count = 0;
-    status(LACKS, 1, KNOWN({ 11, 1, 1, 1 }, { 2, 1, 1, 1 },
-                                   { 7, 1, 2, 2 }));
+    status(LACKS, 1,
+           KNOWN({ 11, 1, 1, 1 }, { 2, 1, 1, 1 }, { 7, 1, 2, 2 }));
     ok(sent_count == 2 && sent[0].d.sender == 2 && sent[1].d.number == 2,
        "the eldest tells a newcomer what it has not, in that order");
     s.now += RESEND_TIME;
