@@ -1111,7 +1111,7 @@ static bool peer_take(struct peer *p) {
         if (!k) return true;
         uint64_t message = k->d.message, known = p->message;
         if (known && message > known)
-            warnx("lost %jd messages of peer %016jx", message - known, p->id);
+            warnx("lost %ju messages of peer %016jx", message - known, p->id);
         if (message) p->in.size = 0; /* what it has begun, it does not end */
         if (message) p->message = message;
         /* A piece whose first one is lost is good for nothing. */
